@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SODA: Spectral Orthogonal Decomposition Adaptation (Zhang et al., WACV 2025). Pure torch; see ``host`` for ComfyUI."""
+
+from .adapter import SodaAdapter
+from .errors import SodaError
+from .layer import SodaLayer, SodaSum
+from .merge import merge
+from .stiefel import StiefelAdam
+from .training import losses
+
+__all__ = ["SodaAdapter", "SodaError", "SodaLayer", "SodaSum", "StiefelAdam", "losses", "merge"]

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The adapter file, format version 1: safetensors, float32, one JSON value that says everything.
+
+Tensors of a layer (``<layer>`` is the base model's module path, e.g. ``diffusion_model.….attn1.to_q``):
+
+- ``<layer>.soda_factor_0`` … ``(k_i, k_i)``, ``<layer>.soda_shift (r,)``,
+- ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0;
+- a delta merge holds the same once per term: ``<layer>.soda_term_0_factor_0`` …
+
+Metadata: ``soda`` = sorted JSON ``{format_version, layers, metadata}``; beside it the flat ``modelspec.*``, ``ss_*`` and
+``sshs_*`` keys that model managers read, all derived from it. Files never hold folder paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import struct
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .errors import FileFormatError, SodaError
+from .layer import AdaptedLayer, Probe, SodaLayer, SodaSum
+from .probe import SKETCH_SHAPE
+
+FORMAT_VERSION = 1
+HEADER_LIMIT = 100 * 1024 * 1024
+
+#: Metadata that is stored as a flat key of its own, not inside the JSON: the host's front end looks for these names
+#: when a file is dropped on the graph.
+GRAPH_KEYS = ("workflow", "prompt")
+
+_KEY = re.compile(r"^(?P<layer>.+)\.soda_(?:term_(?P<term>\d+)_)?(?P<part>factor_(?P<index>\d+)|shift|probe)$")
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) -> None:
+    """Write an adapter atomically: the file is complete, or it is not there.
+
+    Raises:
+        FileFormatError: tensors that no reader would accept (NaN, off the manifold), or nothing to write.
+        SodaError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    data = to_bytes(layers, metadata)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise SodaError(
+            f"cannot write {path.name!r} ({len(data) / 2**20:.1f} MiB): {error.strerror or error}; "
+            "free some space or make the folder writable, then save again"
+        ) from error
+
+
+def to_bytes(layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) -> bytes:
+    """The file as bytes; equal input gives equal bytes."""
+    if not layers:
+        raise FileFormatError("an adapter without layers cannot be saved")
+    tensors: dict[str, Tensor] = {}
+    spec: dict[str, Any] = {}
+    for name in sorted(layers):
+        layers[name].validate(name)
+        spec[name] = _flatten(name, layers[name], tensors)
+    plain = {k: v for k, v in metadata.items() if k not in GRAPH_KEYS}
+    document = {"format_version": FORMAT_VERSION, "layers": spec, "metadata": plain}
+    try:
+        header = {"soda": json.dumps(document, sort_keys=True, allow_nan=False)}
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"the adapter's metadata is not plain JSON: {error}") from error
+    header |= {key: str(metadata[key]) for key in GRAPH_KEYS if metadata.get(key)}
+    header |= _manager_keys(plain, tensor_hash(tensors), sum(layer.parameters() for layer in layers.values()))
+    return _sort_header(safetensors.torch.save(tensors, header))
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the tensors' bytes in the order of their names: an adapter's identity, whatever its file."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity(layers: Mapping[str, AdaptedLayer]) -> str:
+    """:func:`tensor_hash` of an adapter's layers."""
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(layers):
+        _flatten(name, layers[name], tensors)
+    return tensor_hash(tensors)
+
+
+def _flatten(name: str, layer: AdaptedLayer, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Add a layer's tensors to ``tensors``; return its part of the JSON."""
+    if isinstance(layer, SodaSum):
+        terms = []
+        for i, (strength, term) in enumerate(layer.terms):
+            terms.append({"strength": strength, **_flatten_single(f"{name}.soda_term_{i}_", term, tensors)})
+        return {"terms": terms}
+    assert isinstance(layer, SodaLayer)
+    return _flatten_single(f"{name}.soda_", layer, tensors)
+
+
+def _flatten_single(prefix: str, layer: SodaLayer, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def put(part: str, tensor: Tensor) -> None:
+        tensors[prefix + part] = tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+
+    for i, R in enumerate(layer.factors):
+        put(f"factor_{i}", R)
+    if layer.shift is not None:
+        put("shift", layer.shift)
+    if layer.probe is not None:
+        put("probe", torch.stack([layer.probe.spectral, layer.probe.base]))
+    return {
+        "decomposition": layer.decomposition,
+        "factors": [R.shape[-1] for R in layer.factors],
+        "shift": None if layer.shift is None else layer.shift.numel(),
+        "shape": None if layer.shape is None else list(layer.shape),
+        "probe": layer.probe is not None,
+    }
+
+
+def _manager_keys(metadata: Mapping[str, Any], digest: str, parameters: int) -> dict[str, str]:
+    """The flat keys of ModelSpec 1.0 and of the kohya convention, as far as the metadata knows them."""
+    base = metadata.get("base_model") or {}
+    settings = metadata.get("settings") or {}
+    trigger = metadata.get("trigger_phrase")
+    keys: dict[str, Any] = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{base['architecture']}/soda" if base.get("architecture") else "soda",
+        "modelspec.implementation": "soda",
+        "modelspec.title": metadata.get("title"),
+        "modelspec.date": metadata.get("date"),
+        "modelspec.hash_sha256": f"0x{digest}",
+        "modelspec.trigger_phrase": trigger,
+        "modelspec.usage_hint": metadata.get("usage_hint"),
+        "modelspec.resolution": metadata.get("resolution"),
+        "modelspec.prediction_type": base.get("prediction_type"),
+        "modelspec.merged_from": ", ".join(p.get("title") or p["hash"] for p in metadata.get("parents", [])) or None,
+        "ss_base_model_version": base.get("family"),
+        "ss_sd_model_name": base.get("name"),
+        "ss_new_sd_model_hash": base.get("hash"),
+        "ss_network_module": "soda",
+        "ss_network_args": json.dumps({"parameters": parameters}, sort_keys=True),
+        "ss_seed": metadata.get("seed"),
+        "ss_steps": metadata.get("steps"),
+        "ss_learning_rate": settings.get("rotation_lr"),
+        "ss_tag_frequency": json.dumps({"soda": {trigger: 1}}) if trigger else None,
+        "sshs_model_hash": digest,
+    }
+    return {k: str(v) for k, v in keys.items() if v is not None}
+
+
+def _sort_header(data: bytes) -> bytes:
+    """The same file with its metadata sorted (the library orders several keys at random)."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, AdaptedLayer], dict[str, Any]]:
+    """Read and check an adapter file; returns ``(layers, metadata)``.
+
+    Raises:
+        FileFormatError: naming the file, the key, what was expected and what was found.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+            header = dict(file.metadata() or {})
+            keys = list(file.keys())
+            document = _document(header, keys)
+            tensors = {key: file.get_tensor(key) for key in keys}
+        layers = _layers(document["layers"], tensors)
+        _check_hash(header, tensors)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path.name}: {error}") from error
+    except OSError as error:
+        raise FileFormatError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+    except safetensors.SafetensorError as error:
+        raise FileFormatError(
+            f"{path.name}: is not a complete safetensors file ({error}); download or save it again"
+        ) from error
+    metadata = dict(document.get("metadata") or {})
+    metadata |= {key: header[key] for key in GRAPH_KEYS if key in header}
+    return layers, metadata
+
+
+def _document(header: Mapping[str, str], keys: list[str]) -> dict[str, Any]:
+    if "soda" not in header:
+        raise FileFormatError(f"is not a SODA adapter: its metadata has no 'soda' entry{_what_else(keys)}")
+    try:
+        document = json.loads(header["soda"])
+        version = document["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"its 'soda' metadata is damaged ({type(error).__name__}: {error})") from error
+    if version != FORMAT_VERSION:
+        raise FileFormatError(
+            f"has format version {version!r}, this pack reads version {FORMAT_VERSION}; update the pack"
+        )
+    if not isinstance(document.get("layers"), dict) or not document["layers"]:
+        raise FileFormatError("lists no layers in its 'soda' metadata")
+    return document  # type: ignore[no-any-return]
+
+
+def _what_else(keys: list[str]) -> str:
+    for marker, kind in (("lora_", "a LoRA"), ("lokr_", "a LoKr"), ("hada_", "a LoHa"), ("oft_", "an OFT")):
+        found = next((key for key in keys if marker in key), None)
+        if found:
+            return f"; it looks like {kind} file (key {found!r}), load it with the Load LoRA node"
+    return f"; its first key is {keys[0]!r}" if keys else "; it is empty"
+
+
+def _layers(spec: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, AdaptedLayer]:
+    unused = set(tensors)
+    layers: dict[str, AdaptedLayer] = {}
+    for name, entry in spec.items():
+        layer: AdaptedLayer
+        try:
+            if "terms" in entry:
+                terms = [
+                    (float(term["strength"]), _single(f"{name}.soda_term_{i}_", term, tensors, unused))
+                    for i, term in enumerate(entry["terms"])
+                ]
+                layer = SodaSum(tuple(terms))
+            else:
+                layer = _single(f"{name}.soda_", entry, tensors, unused)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"the 'soda' metadata of layer {name!r} is damaged ({type(error).__name__}: {error})"
+            ) from error
+        layer.validate(name)
+        layers[name] = layer
+    if unused:
+        raise FileFormatError(f"holds {len(unused)} tensors its metadata does not list, the first is {min(unused)!r}")
+    return layers
+
+
+def _single(prefix: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], unused: set[str]) -> SodaLayer:
+    def take(part: str, *shape: int) -> Tensor:
+        key = prefix + part
+        if key not in tensors:
+            raise FileFormatError(f"tensor {key!r} of shape {shape} is missing")
+        tensor = tensors[key]
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise FileFormatError(
+                f"tensor {key!r} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected {shape} and "
+                "torch.float32"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise FileFormatError(f"tensor {key!r} holds NaN or infinite values")
+        unused.discard(key)
+        return tensor
+
+    probe = take("probe", 2, *SKETCH_SHAPE) if entry["probe"] else None
+    return SodaLayer(
+        decomposition=entry["decomposition"],
+        factors=[take(f"factor_{i}", k, k) for i, k in enumerate(entry["factors"])],
+        shift=None if entry["shift"] is None else take("shift", entry["shift"]),
+        shape=None if entry["shape"] is None else tuple(entry["shape"]),
+        probe=None if probe is None else Probe(probe[0], probe[1]),
+    )
+
+
+def _check_hash(header: Mapping[str, str], tensors: dict[str, Tensor]) -> None:
+    expected = header.get("sshs_model_hash")
+    if expected and expected != (found := tensor_hash(tensors)):
+        raise FileFormatError(
+            f"its tensors do not match its own hash (expected {expected[:12]}…, found {found[:12]}…): "
+            "the file was damaged or edited"
+        )

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Kronecker products of small rotations, without ever forming the product.
+
+``K = R_1 ⊗ R_2 ⊗ … ⊗ R_m`` with ``R_i (k_i, k_i)`` and ``Π k_i = in`` (METHOD: Zhang et al. 2025, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .errors import SettingsError, ShapeError
+from .linalg import orthogonal_log, skew_exp
+
+#: A single dense rotation of a prime width is offered up to this many dimensions.
+LARGEST_DENSE_FACTOR = 256
+
+#: The authors' factor sizes by input width; other widths fall back to the automatic sizes.
+PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
+    "svdiff-size": {640: (8, 8, 10), 768: (6, 8, 16), 1280: (4, 16, 20), 2048: (4, 8, 64)},
+    "oft-size": {640: (4, 8, 20), 768: (2, 4, 96), 1280: (4, 8, 40), 2048: (2, 16, 64)},
+}
+
+
+def rotate(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """``x Kᵀ`` over the last axis.
+
+    Args:
+        x: ``(*batch, in)``; a weight ``(out, in)`` gives ``W Kᵀ``.
+        factors: ``R_i (k_i, k_i)`` in ``torch.kron`` order, in x's dtype and device.
+    Returns:
+        ``(*batch, in)``. Costs ``|x| Σ k_i`` multiplications instead of the ``|x| in`` of a dense K.
+    """
+    if not factors:
+        return x
+    sizes = [R.shape[-1] for R in factors]
+    if math.prod(sizes) != x.shape[-1]:
+        raise ShapeError(
+            f"factors of sizes {tuple(sizes)} rotate {math.prod(sizes)} dimensions, but the input has {x.shape[-1]}"
+        )
+    shape = x.shape
+    right = 1
+    for R in reversed(factors):
+        k = R.shape[-1]
+        if right == 1:
+            x = x.reshape(-1, k) @ R.mT
+        else:
+            x = R @ x.reshape(-1, k, right)
+        right *= k
+    return x.reshape(shape)
+
+
+def unrotate(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """``x K`` over the last axis: the inverse of :func:`rotate`, and what activations need (``W Kᵀ x``)."""
+    return rotate(x, [R.mT for R in factors])
+
+
+def identity_factors(sizes: Iterable[int]) -> list[Tensor]:
+    """Identity matrices of the given sizes, float32: the untrained rotation."""
+    return [torch.eye(k) for k in sizes]
+
+
+def geodesic_power(factors: Sequence[Tensor], strength: float) -> list[Tensor]:
+    """``R_i^s = exp(s log R_i)``; exactly the identity at 0 and exactly the factors at 1."""
+    if strength == 1.0:
+        return list(factors)
+    if strength == 0.0:
+        return [torch.eye(R.shape[-1], dtype=R.dtype, device=R.device) for R in factors]
+    if strength == -1.0:
+        return [R.mT for R in factors]
+    return [skew_exp(strength * orthogonal_log(R)).to(R.dtype) for R in factors]
+
+
+@cache
+def balanced_sizes(width: int, count: int) -> tuple[int, ...]:
+    """The ``count`` factors of ``width`` (ascending, ones dropped) with the fewest parameters ``Σ k_i²``."""
+    if count == 1:
+        return (width,)
+    best = (width,)
+    for k in range(2, math.isqrt(width) + 1):
+        if width % k:
+            continue
+        rest = balanced_sizes(width // k, count - 1)
+        sizes = tuple(sorted((k, *rest)))
+        if sum(a * a for a in sizes) < sum(a * a for a in best):
+            best = sizes
+    return best
+
+
+def factor_sizes(width: int, preset: str = "auto", count: int = 3) -> tuple[int, ...]:
+    """Factor sizes for a layer of ``width`` inputs.
+
+    Args:
+        width: number of inputs, ``in`` or ``in * prod(kernel)``.
+        preset: "auto" (the fewest parameters), or a key of :data:`PRESETS`.
+        count: number of factors for "auto"; 1 is one dense rotation.
+    Raises:
+        SettingsError: an unknown preset, or a width whose largest unavoidable factor exceeds
+            :data:`LARGEST_DENSE_FACTOR` (a large prime).
+    """
+    if preset != "auto" and preset not in PRESETS:
+        raise SettingsError(f"unknown factor preset {preset!r}; choose one of {['auto', *PRESETS]}")
+    if count < 1:
+        raise SettingsError(f"the number of Kronecker factors must be 1 or more, got {count}")
+    table = PRESETS.get(preset, {})
+    sizes = table[width] if width in table else balanced_sizes(width, count)
+    prime = _largest_prime_factor(width)
+    if prime > LARGEST_DENSE_FACTOR and count > 1:
+        raise SettingsError(
+            f"a width of {width} has the prime factor {prime}, which would need a dense {prime} x {prime} rotation "
+            f"(allowed {LARGEST_DENSE_FACTOR}); leave this layer out or train its shift only"
+        )
+    return sizes
+
+
+def _largest_prime_factor(n: int) -> int:
+    largest, p = 1, 2
+    while p * p <= n:
+        while n % p == 0:
+            largest, n = p, n // p
+        p += 1
+    return max(largest, n)

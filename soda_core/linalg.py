@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decompositions and maps of the orthogonal group that everything else is built from.
+
+Dtype policy of the pack: mathematics runs in float32 or better whatever the dtype of the input; public entry points
+return the input's dtype. Logarithms, roots and decompositions run in float64 where the device has it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import ManifoldError, ShapeError
+
+#: Largest entry of ``RᵀR - I`` at which a stored factor still counts as orthogonal. float32 training stays below
+#: 1e-5, a factor rounded to bfloat16 (8 bits) does not pass.
+ORTHOGONALITY_TOLERANCE = 1e-3
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices without it (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def result_dtype(W: Tensor) -> torch.dtype:
+    """float64 for float64, else float32: what mathematics on ``W`` runs in and returns."""
+    return torch.float64 if W.dtype == torch.float64 else torch.float32
+
+
+def flatten_weight(weight: Tensor) -> Tensor:
+    """``(out, in)`` unchanged, ``(out, in, *kernel)`` -> ``(out, in * prod(kernel))``, a view where possible."""
+    if weight.ndim < 2:
+        raise ShapeError(f"a weight to adapt needs two or more dimensions, got shape {tuple(weight.shape)}")
+    return weight.flatten(1)
+
+
+def thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``W = U diag(S) Vh``, thin, S descending.
+
+    Args:
+        W: ``(out, in)``, any floating dtype.
+    Returns:
+        ``U (out, r)``, ``S (r,)``, ``Vh (r, in)`` with ``r = min(out, in)``, float32 (float64 for a float64 W).
+
+    The eigenvectors of the smaller Gram matrix in float64, then one QR: a fraction of the cost of an SVD, and exact to
+    float32 because float64's 16 digits survive being squared. The QR (rather than a division by S) keeps the second
+    basis orthonormal in the directions where S vanishes.
+    """
+    result = result_dtype(W)
+    W64 = W.to(compute_dtype(W.device))
+    out, width = W64.shape
+    if W64.dtype != torch.float64:  # squaring would cost half of float32's digits
+        U, S, Vh = torch.linalg.svd(W64, full_matrices=False)
+        return U, S, Vh
+    tall = out >= width
+    gram = W64.mT @ W64 if tall else W64 @ W64.mT
+    basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)
+    Q, R = torch.linalg.qr((W64 if tall else W64.mT) @ basis)
+    diagonal = R.diagonal()
+    Q = Q * torch.where(diagonal < 0, -1.0, 1.0)
+    S, order = diagonal.abs().sort(descending=True, stable=True)
+    Q, basis = Q[:, order], basis[:, order]
+    U, V = (Q, basis) if tall else (basis, Q)
+    return U.to(result).contiguous(), S.to(result), V.mT.to(result).contiguous()
+
+
+def canonical_lq(W: Tensor) -> tuple[Tensor, Tensor]:
+    """``W = L Qh`` with the diagonal of L non-negative; unique where W has full rank.
+
+    Args:
+        W: ``(out, in)``, any floating dtype.
+    Returns:
+        ``L (out, r)`` lower trapezoidal, ``Qh (r, in)`` with orthonormal rows; dtypes as :func:`thin_svd`. LAPACK does
+        not promise the signs, so without this convention a shift would not be portable.
+    """
+    result = result_dtype(W)
+    W64 = W.to(compute_dtype(W.device))
+    Q, R = torch.linalg.qr(W64.mT)
+    signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(R)
+    return (R * signs[:, None]).mT.to(result).contiguous(), (Q * signs).mT.to(result).contiguous()
+
+
+def orthogonality_residual(R: Tensor) -> float:
+    """``max |RᵀR - I|`` of ``R (..., k, k)``, measured in the compute dtype; NaN where R holds one."""
+    R = R.detach().to(compute_dtype(R.device))
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return float((R.mT @ R - eye).abs().max())
+
+
+def check_orthogonal(R: Tensor, tolerance: float = ORTHOGONALITY_TOLERANCE) -> tuple[bool, str]:
+    """``(ok, reason)``; the reason carries the measured residual and the tolerance."""
+    if R.ndim != 2 or R.shape[0] != R.shape[1]:
+        return False, f"expected a square matrix, found shape {tuple(R.shape)}"
+    if not bool(torch.isfinite(R).all()):
+        return False, "holds NaN or infinite values"
+    residual = orthogonality_residual(R)
+    if not residual <= tolerance:
+        return False, f"is not orthogonal: max |RᵀR - I| = {residual:.3g}, allowed {tolerance:.3g}"
+    return True, ""
+
+
+def orthogonal_sqrt(R: Tensor) -> Tensor:
+    """The principal square root of rotations ``R (..., k, k)``: the polar factor of ``I + R``.
+
+    Raises:
+        ManifoldError: a rotation by 180° or a reflection (eigenvalue -1) has no unique root.
+    """
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    eigenvalues, Z = torch.linalg.eigh(2 * eye + R + R.mT)  # (I + R)ᵀ(I + R)
+    if bool((eigenvalues < 1e-9).any()):
+        raise ManifoldError(
+            "a factor turns some direction by 180° or reflects it, so it has no unique logarithm and no geodesic "
+            "to the base; use the linear mode (strength) or the delta method (merge)"
+        )
+    return (eye + R) @ (Z * eigenvalues.rsqrt()[..., None, :]) @ Z.mT
+
+
+def orthogonal_log(R: Tensor) -> Tensor:
+    """The skew-symmetric ``log R`` of rotations ``R (..., k, k)``, in the compute dtype.
+
+    Four square roots bring every angle below 180°/16; then ``log R = 2 artanh((R - I)(R + I)⁻¹)`` converges to
+    machine precision in eight terms. Everything is real, batched and stable for equal eigenvalues.
+    """
+    R = R.detach().to(compute_dtype(R.device))
+    roots = 4
+    for _ in range(roots):
+        R = orthogonal_sqrt(R)
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    C = torch.linalg.solve(R + eye, R - eye)  # Cayley transform: skew, tan(θ/2) per angle θ
+    C2, power, series = C @ C, C, C
+    for n in range(3, 17, 2):
+        power = power @ C2
+        series = series + power / n
+    series = (series - series.mT) / 2
+    return series * (2 * 2**roots)
+
+
+def skew_exp(A: Tensor) -> Tensor:
+    """``exp A`` of skew-symmetric ``A (..., k, k)``, a rotation."""
+    return torch.linalg.matrix_exp(A)
+
+
+def rotation_angles(R: Tensor) -> Tensor:
+    """Angles of orthogonal ``R (k, k)`` in radians, ``(k,)`` in [0, π], descending; a pair per turned plane."""
+    eigenvalues = torch.linalg.eigvals(R.detach().cpu().double())
+    return torch.atan2(eigenvalues.imag.abs(), eigenvalues.real).sort(descending=True).values

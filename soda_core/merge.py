@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Merging a subject and a style adapter without any training (Zhang et al. 2025, section 3.4), and their interference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .adapter import SodaAdapter
+from .errors import MergeError, SettingsError
+from .kronecker import geodesic_power
+from .layer import AdaptedLayer, Probe, SodaLayer, SodaSum
+from .linalg import orthogonal_log, rotation_angles, skew_exp
+from .spectral import Decomposition, Spectrum
+
+MergeMethod = Literal["delta", "geodesic"]
+
+#: The pristine weight of a layer and its decompositions, or None where the model has no such layer.
+WeightLookup = Callable[[str], "tuple[Tensor, dict[Decomposition, Spectrum]] | None"]
+
+
+def merge(
+    subject: SodaAdapter,
+    style: SodaAdapter,
+    subject_strength: float = 1.0,
+    style_strength: float = 1.0,
+    method: MergeMethod = "delta",
+) -> SodaAdapter:
+    """One adapter out of two; it adapts, saves and loads like its parents.
+
+    - "delta" (the paper): ``W = W0 + a (W_subject - W0) + b (W_style - W0)``, both from the pristine W0, so the order
+      does not matter and chaining two loaders gives the same.
+    - "geodesic" (ours): per factor ``exp(a log R_subject + b log R_style)``, shifts ``a s_subject + b s_style``: again a
+      SODA adapter, as small as its parents.
+
+    A layer that only one parent has keeps that parent's change at its strength.
+
+    Raises:
+        MergeError: "geodesic" with factors of different sizes, different decompositions, or parents that are delta
+            merges themselves; the message offers "delta".
+    """
+    if method not in get_args(MergeMethod):
+        raise SettingsError(f"unknown merge method {method!r}; choose one of {list(get_args(MergeMethod))}")
+    _check_same_base(subject, style)
+    names = dict.fromkeys([*subject.layers, *style.layers])
+    combine = _delta_layer if method == "delta" else _geodesic_layer
+    parts = [(subject, subject_strength), (style, style_strength)]
+    layers = {
+        name: combine(name, [(strength, parent.layers[name]) for parent, strength in parts if name in parent.layers])
+        for name in names
+    }
+    return SodaAdapter(layers, _metadata(parts, method))
+
+
+def _check_same_base(subject: SodaAdapter, style: SodaAdapter) -> None:
+    for name in set(subject.layers) & set(style.layers):
+        a, b = subject.layers[name], style.layers[name]
+        if a.shape and b.shape and tuple(a.shape) != tuple(b.shape):
+            raise MergeError(
+                f"layer {name!r} has shape {tuple(a.shape)} in the subject ({subject.title}) and {tuple(b.shape)} in "
+                f"the style ({style.title}); both must be trained on the same base model"
+            )
+    if not set(subject.layers) & set(style.layers) and not _same_family(subject, style):
+        raise MergeError(
+            f"subject ({subject.title}) and style ({style.title}) have no layer in common and belong to different base "
+            "models; train both on the same base model"
+        )
+
+
+def _same_family(a: SodaAdapter, b: SodaAdapter) -> bool:
+    families = [(x.metadata.get("base_model") or {}).get("family") for x in (a, b)]
+    return families[0] == families[1]
+
+
+def _delta_layer(name: str, parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
+    terms: list[tuple[float, SodaLayer]] = []
+    for strength, layer in parts:
+        if isinstance(layer, SodaSum):
+            terms += [(strength * a, term) for a, term in layer.terms]
+        elif isinstance(layer, SodaLayer):
+            terms.append((strength, layer))
+    return SodaSum(tuple(terms))
+
+
+def _geodesic_layer(name: str, parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
+    single: list[tuple[float, SodaLayer]] = []
+    for strength, layer in parts:
+        if not isinstance(layer, SodaLayer):
+            raise MergeError(f"layer {name!r} is already a delta merge, which has no factors; use method 'delta'")
+        single.append((strength, layer))
+    shifted = [(a, layer) for a, layer in single if layer.shift is not None]
+    kinds = {layer.decomposition for _, layer in shifted}
+    if len(kinds) > 1:
+        raise MergeError(f"layer {name!r}: one adapter's shift is SVD, the other's QR; use method 'delta'")
+    rotated = [(a, layer.factors) for a, layer in single if layer.factors]
+    sizes = {tuple(R.shape[-1] for R in factors) for _, factors in rotated}
+    if len(sizes) > 1:
+        raise MergeError(
+            f"layer {name!r} has factor sizes {' and '.join(map(str, sorted(sizes)))}; rotations of different "
+            "Kronecker sizes have no common geodesic. Train both with one factor preset, or use method 'delta'"
+        )
+    shift = sum((a * layer.shift for a, layer in shifted if layer.shift is not None), torch.tensor(0.0))
+    return SodaLayer(
+        decomposition=next(iter(kinds), single[0][1].decomposition),
+        factors=_geodesic_factors(rotated),
+        shift=shift if shifted else None,
+        shape=next((layer.shape for _, layer in single if layer.shape is not None), None),
+        probe=_merged_probe(single),
+    )
+
+
+def _geodesic_factors(parts: list[tuple[float, Any]]) -> list[Tensor]:
+    """``exp(Σ a_j log R_ij)`` per factor i; exact where all but one strength are zero."""
+    if not parts:
+        return []
+    active = [(a, factors) for a, factors in parts if a != 0.0]
+    if len(active) <= 1:
+        a, factors = active[0] if active else (0.0, parts[0][1])
+        return geodesic_power(factors, a)
+    columns = zip(*(factors for _, factors in active), strict=True)
+    strengths = [a for a, _ in active]
+    return [
+        skew_exp(torch.stack([a * orthogonal_log(R) for a, R in zip(strengths, column, strict=True)]).sum(0)).to(
+            column[0].dtype
+        )
+        for column in columns
+    ]
+
+
+def _merged_probe(parts: list[tuple[float, SodaLayer]]) -> Probe | None:
+    """Δ is linear in the shift (exactly for QR, and for SVD where no ReLU clips), so its sketch is too."""
+    probes = [(a, layer.probe) for a, layer in parts]
+    known = [(a, probe) for a, probe in probes if probe is not None]
+    if len(known) != len(probes):
+        return None
+    zero = torch.zeros_like(known[0][1].spectral)
+    return Probe(sum((a * probe.spectral for a, probe in known), zero), known[0][1].base)
+
+
+def _metadata(parts: list[tuple[SodaAdapter, float]], method: str) -> dict[str, Any]:
+    (subject, a), (style, b) = parts
+    triggers = [t for t in (subject.trigger_phrase, style.trigger_phrase) if t]
+    return {
+        "title": f"{subject.title} + {style.title}",
+        "trigger_phrase": ", ".join(dict.fromkeys(triggers)),
+        "base_model": subject.metadata.get("base_model") or style.metadata.get("base_model"),
+        "settings": {"merge_method": method, "subject_strength": a, "style_strength": b},
+        "versions": subject.metadata.get("versions"),
+        "parents": [
+            {"role": role, "title": parent.title, "hash": parent.identity(), "strength": strength}
+            for role, parent, strength in (("subject", subject, a), ("style", style, b))
+        ],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- interference
+
+
+@dataclass(frozen=True)
+class Interference:
+    """How much two adapters get in each other's way in one layer."""
+
+    cosine: float | None  #: between the two deltas: 0 independent, 1 the same change, -1 opposite; None without a base
+    rotation_distance: float | None  #: RMS geodesic distance of the rotations, degrees; None without two like rotations
+    shift_cosine: float | None  #: between the two shifts, which share one basis; None without two like shifts
+
+
+def interference(subject: SodaAdapter, style: SodaAdapter, weights: WeightLookup | None = None) -> dict[str, Interference]:
+    """Interference of every layer both adapters have.
+
+    Args:
+        weights: pristine weights, for the exact cosine of the deltas; without it only what the adapters alone tell.
+    """
+    return {
+        name: _interference(subject.layers[name], style.layers[name], weights(name) if weights else None)
+        for name in subject.layers
+        if name in style.layers
+    }
+
+
+def _interference(
+    a: AdaptedLayer, b: AdaptedLayer, base: tuple[Tensor, dict[Decomposition, Spectrum]] | None
+) -> Interference:
+    cosine = None
+    if base is not None:
+        weight, spectra = base
+        cosine = _cosine(a.delta(weight, spectra=spectra), b.delta(weight, spectra=spectra))
+    distance = shift_cosine = None
+    if isinstance(a, SodaLayer) and isinstance(b, SodaLayer):
+        if a.factors and [R.shape for R in a.factors] == [R.shape for R in b.factors]:
+            distance = rotation_distance(a, b)
+        if a.shift is not None and b.shift is not None and a.decomposition == b.decomposition:
+            shift_cosine = _cosine(a.shift, b.shift)
+    return Interference(cosine, distance, shift_cosine)
+
+
+def _cosine(x: Tensor, y: Tensor) -> float:
+    """0 where either vanishes: nothing to interfere with."""
+    scale = float(x.norm()) * float(y.norm())
+    return float((x * y).sum()) / scale if scale else 0.0
+
+
+def rotation_distance(a: SodaLayer, b: SodaLayer) -> float:
+    """RMS angle of ``K_aᵀ K_b`` in degrees: ``‖log K_aᵀK_b‖_F / sqrt(in)``.
+
+    ``log`` of a Kronecker product is a sum of terms that act on one axis each and are orthogonal (skew matrices have
+    no trace), so ``‖log K‖² = Σ_i (in / k_i) ‖log R_i‖²`` and K is never formed.
+    """
+    pairs = zip(a.factors, b.factors, strict=True)
+    mean_squares = [float(rotation_angles(Ra.double().mT @ Rb.double()).square().mean()) for Ra, Rb in pairs]
+    return math.degrees(math.sqrt(sum(mean_squares)))
+
+
+def report(subject: SodaAdapter, style: SodaAdapter, rows: Mapping[str, Interference], merged: SodaAdapter) -> str:
+    """The interference as text a person reads: the summary first, then a line per layer, most interfering first."""
+    settings = merged.metadata["settings"]
+    lines = [
+        f"{settings['merge_method']} merge: {settings['subject_strength']:g} x {subject.title}"
+        f" + {settings['style_strength']:g} x {style.title}",
+        f"layers: {len(merged.layers)} in the result, {len(rows)} in both, "
+        f"{len(subject.layers) - len(rows)} only in the subject, {len(style.layers) - len(rows)} only in the style",
+    ]
+    for label, unit, values in (
+        ("cosine of the deltas", "", [r.cosine for r in rows.values()]),
+        ("cosine of the shifts", "", [r.shift_cosine for r in rows.values()]),
+        ("distance of the rotations", "°", [r.rotation_distance for r in rows.values()]),
+    ):
+        known = [v for v in values if v is not None]
+        if known:
+            mean = sum(known) / len(known)
+            lines.append(f"{label}: mean {mean:+.3f}{unit}, largest {max(known, key=abs):+.3f}{unit}")
+        elif label == "cosine of the deltas":
+            lines.append("cosine of the deltas: connect the base model to measure it")
+    lines.append("0 = the two changes do not meet, 1 = the same change twice, -1 = they cancel")
+    lines.append("")
+    lines.append(f"{'delta cos':>9}  {'shift cos':>9}  {'rotation':>9}  layer")
+    order = sorted(rows.items(), key=lambda item: -abs(item[1].cosine or item[1].shift_cosine or 0.0))
+    for name, row in order:
+        cells = [
+            f"{value:+.3f}{unit}" if value is not None else "-"
+            for value, unit in ((row.cosine, ""), (row.shift_cosine, ""), (row.rotation_distance, "°"))
+        ]
+        lines.append("  ".join(f"{cell:>9}" for cell in cells) + f"  {name}")
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The spectral part ``Δ(shift)`` of an adapted weight, behind one interface for both decompositions.
+
+``W0 + Δ`` is the weight with its spectrum shifted and its basis untouched:
+
+- SVD: ``Δ = U diag(relu(S + shift) - S) Vh``
+- QR:  ``Δ = diag(shift) Qh`` in the first r rows, zero below: L's diagonal holds its eigenvalues.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import SettingsError
+from .linalg import canonical_lq, flatten_weight, thin_svd
+
+Decomposition = Literal["svd", "qr"]
+
+
+class Spectrum(ABC):
+    """A frozen weight's decomposition: what a shift needs, and nothing more."""
+
+    kind: Decomposition
+
+    @abstractmethod
+    def delta(self, shift: Tensor) -> Tensor:
+        """``Δ(shift)``: ``(r,) -> (out, in)``."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, shift: Tensor) -> Tensor:
+        """``Δ(shift) x`` for activations: ``(*batch, in) -> (*batch, out)``."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What :func:`from_tensors` rebuilds it from."""
+
+    @property
+    @abstractmethod
+    def like(self) -> Tensor:
+        """A tensor in the dtype and on the device it computes in."""
+
+    def to(self, device: torch.device | str) -> Spectrum:
+        return from_tensors(self.kind, {k: v.to(device) for k, v in self.tensors().items()})
+
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+
+class SvdSpectrum(Spectrum):
+    """``U (out, r)``, ``S (r,)``, ``Vh (r, in)``."""
+
+    kind: Decomposition = "svd"
+
+    def __init__(self, U: Tensor, S: Tensor, Vh: Tensor) -> None:
+        self.U, self.S, self.Vh = U, S, Vh
+
+    def change(self, shift: Tensor) -> Tensor:
+        """``relu(S + shift) - S``, exactly zero for a zero shift."""
+        return torch.relu(self.S + shift) - self.S
+
+    def delta(self, shift: Tensor) -> Tensor:
+        return (self.U * self.change(shift)) @ self.Vh
+
+    def apply(self, x: Tensor, shift: Tensor) -> Tensor:
+        return (x @ self.Vh.mT * self.change(shift)) @ self.U.mT
+
+    @property
+    def like(self) -> Tensor:
+        return self.S
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"U": self.U, "S": self.S, "Vh": self.Vh}
+
+
+class QrSpectrum(Spectrum):
+    """``Qh (r, in)``; L itself is never needed, a shift only scales rows of Qh."""
+
+    kind: Decomposition = "qr"
+
+    def __init__(self, Qh: Tensor, out: int) -> None:
+        self.Qh, self.out = Qh, out
+
+    def delta(self, shift: Tensor) -> Tensor:
+        return self._pad(shift[:, None] * self.Qh, dim=0)
+
+    def apply(self, x: Tensor, shift: Tensor) -> Tensor:
+        return self._pad(x @ self.Qh.mT * shift, dim=-1)
+
+    def _pad(self, y: Tensor, dim: int) -> Tensor:
+        missing = self.out - self.Qh.shape[0]
+        if not missing:
+            return y
+        shape = list(y.shape)
+        shape[dim] = missing
+        return torch.cat([y, y.new_zeros(shape)], dim)
+
+    @property
+    def like(self) -> Tensor:
+        return self.Qh
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"Qh": self.Qh, "out": torch.tensor(self.out)}
+
+
+def decompose(weight: Tensor, kind: Decomposition) -> Spectrum:
+    """Decompose a frozen weight ``(out, in, *kernel)``; float32 (float64 for a float64 weight), on its device.
+
+    This is the expensive step: call it once per base weight and keep the result.
+    """
+    W = flatten_weight(weight.detach())
+    if kind == "svd":
+        return SvdSpectrum(*thin_svd(W))
+    if kind == "qr":
+        return QrSpectrum(canonical_lq(W)[1], W.shape[0])
+    raise SettingsError(f"unknown decomposition {kind!r}; choose one of {list(get_args(Decomposition))}")
+
+
+def from_tensors(kind: Decomposition, tensors: dict[str, Tensor]) -> Spectrum:
+    """The inverse of :meth:`Spectrum.tensors`."""
+    if kind == "svd":
+        return SvdSpectrum(tensors["U"], tensors["S"], tensors["Vh"])
+    return QrSpectrum(tensors["Qh"], int(tensors["out"]))

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Adam on the orthogonal group, batched.
+
+Kong, Wang, Tao, *Momentum Stiefel Optimizer, with Applications to Suitably-Orthogonal Attention, and Optimal
+Transport* (ICLR 2023, arXiv 2205.14173), for square matrices in the canonical metric (a = 1/2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import SettingsError, ShapeError
+
+Retraction = Literal["euler", "cayley", "exp"]
+
+
+class StiefelAdam(torch.optim.Optimizer):
+    """Adam whose parameters stay orthogonal: ``X ← polar(X retract(ξ))`` with a skew-symmetric step ξ.
+
+    Args:
+        params: orthogonal ``(k, k)`` matrices, or stacks ``(n, k, k)`` of them. All matrices of one size, device and
+            dtype are updated by the same few batched products, however they are handed in.
+        lr: learning rate per step; an entry of ξ moves by about this much, in radians.
+        betas: decay of the momentum and of the second moment.
+        eps: added to the root of the second moment.
+        retraction: "euler" ``I + ξ``, "cayley" ``(I - ξ/2)⁻¹(I + ξ/2)`` or "exp" ``exp ξ``.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-5,
+        retraction: Retraction = "euler",
+    ) -> None:
+        if not lr >= 0.0:
+            raise SettingsError(f"the learning rate must be 0 or more, got {lr}")
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise SettingsError(f"betas must be in [0, 1), got {betas}")
+        if retraction not in get_args(Retraction):
+            raise SettingsError(f"unknown retraction {retraction!r}; choose one of {list(get_args(Retraction))}")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "retraction": retraction})
+        for group in self.param_groups:
+            for X in group["params"]:
+                if X.ndim < 2 or X.shape[-1] != X.shape[-2]:
+                    raise ShapeError(f"StiefelAdam needs square matrices, got a parameter of shape {tuple(X.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            stacks: dict[tuple[Any, ...], list[Tensor]] = {}
+            for X in group["params"]:
+                if X.grad is None:
+                    continue
+                state = self.state[X]
+                if not state:
+                    state["step"] = 0
+                    state["momentum"] = torch.zeros_like(X)
+                    state["second_moment"] = torch.zeros_like(X)
+                state["step"] += 1
+                stacks.setdefault((X.shape[-1], X.dtype, X.device, state["step"]), []).append(X)
+            for (_, _, _, t), params in stacks.items():
+                self._update(params, t, group)
+        return loss
+
+    def _update(self, params: list[Tensor], t: int, group: dict[str, Any]) -> None:
+        """One step of all matrices of one size, float32 or better."""
+        states = [self.state[X] for X in params]
+        X = _stack(params)
+        G = _stack([_gradient(X) for X in params])
+        Y = _stack([state["momentum"] for state in states])
+        P = _stack([state["second_moment"] for state in states])
+        Y, P, X = stiefel_adam_step(
+            X, G, Y, P, t, lr=group["lr"], betas=group["betas"], eps=group["eps"], retraction=group["retraction"]
+        )
+        _unstack(Y, [state["momentum"] for state in states])
+        _unstack(P, [state["second_moment"] for state in states])
+        _unstack(X, params)
+
+
+def stiefel_adam_step(
+    X: Tensor,
+    G: Tensor,
+    Y: Tensor,
+    P: Tensor,
+    t: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    retraction: Retraction,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The update of METHOD, equations in order; all tensors ``(n, k, k)``; returns ``(Y, P, X)``."""
+    b1, b2 = betas
+    XG = X.mT @ G
+    A = XG - XG.mT
+    Y = b1 * Y - (1 - b1) * A
+    P = b2 * P + (1 - b2) * A * A
+    xi = (lr / (1 - b1**t)) * Y / ((P / (1 - b2**t)).sqrt() + eps)
+    return Y, P, polar(X @ retract(xi, retraction), _residual_bound(lr, X.shape[-1], retraction))
+
+
+def retract(xi: Tensor, retraction: Retraction) -> Tensor:
+    """A matrix near ``exp ξ`` for a skew step ``ξ (n, k, k)``; exactly orthogonal except for "euler"."""
+    if retraction == "exp":
+        return torch.linalg.matrix_exp(xi)
+    eye = torch.eye(xi.shape[-1], dtype=xi.dtype, device=xi.device)
+    if retraction == "cayley":
+        return torch.linalg.solve(eye - xi / 2, eye + xi / 2)
+    return eye + xi
+
+
+def polar(X: Tensor, residual: float) -> Tensor:
+    """The nearest orthogonal matrix ``X (XᵀX)^(-1/2)`` of each ``X (n, k, k)``.
+
+    Args:
+        residual: an upper bound of ``‖XᵀX - I‖₂`` known without looking at the data (no device synchronisation).
+
+    Newton-Schulz squares the residual at each step: ``r -> 3/4 r² + r³/4``. A residual above 1/2 comes from an
+    absurd learning rate; there the eigenvectors of XᵀX are worth their price.
+    """
+    if residual > 0.5:
+        eigenvalues, Z = torch.linalg.eigh((X.mT @ X).double())
+        return (X.double() @ (Z * eigenvalues.rsqrt()[..., None, :]) @ Z.mT).to(X.dtype)
+    while True:
+        X = 1.5 * X - 0.5 * X @ (X.mT @ X)
+        residual = 0.75 * residual**2 + 0.25 * residual**3
+        if residual < 1e-8:
+            return X
+
+
+def _residual_bound(lr: float, k: int, retraction: Retraction) -> float:
+    """``‖XᵀX - I‖₂`` after a step: ``‖ξ‖₂²`` for "euler", rounding for the others.
+
+    Adam's normalised step stays below 3 per entry for the betas in use, and ``‖ξ‖₂ <= k max|ξ|``.
+    """
+    return (3 * lr * k) ** 2 + 1e-5 if retraction == "euler" else 1e-5
+
+
+def _gradient(X: Tensor) -> Tensor:
+    if X.grad is None:  # narrowed by the caller
+        raise ShapeError("a parameter lost its gradient during the step")
+    return X.grad
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """One ``(n, k, k)`` tensor of all matrices; no copy for a single stack that is float32 already."""
+    flat = [t.detach().reshape(-1, *t.shape[-2:]) for t in tensors]
+    X = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return X if X.dtype == torch.float64 else X.float()
+
+
+def _unstack(X: Tensor, targets: list[Tensor]) -> None:
+    """Write ``(n, k, k)`` back into the tensors it was stacked from."""
+    sizes = [t.numel() // (t.shape[-1] * t.shape[-2]) for t in targets]
+    pieces = [piece.reshape(t.shape) for piece, t in zip(X.split(sizes), targets, strict=True)]
+    torch._foreach_copy_([t.detach() for t in targets], pieces)

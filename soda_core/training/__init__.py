@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Training an adapter: losses, schedule, trainable layers, the loop. Knows no host."""

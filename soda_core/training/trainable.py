@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The trainable form of an adapter: few large parameters, many small layers that view them.
+
+All factors of one size are one ``(n, k, k)`` parameter and all shifts one vector, so an optimiser step is a handful of
+batched products. :meth:`TrainableAdapter.begin_step` hands every layer its view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import SodaAdapter
+from ..errors import SettingsError
+from ..kronecker import factor_sizes, unrotate
+from ..layer import SodaLayer, adapted_weight
+from ..linalg import result_dtype
+from ..spectral import Decomposition, Spectrum
+from ..stiefel import StiefelAdam
+from .settings import TrainSettings
+
+
+class TrainableLayer:
+    """One layer while it trains. Two ways to compute the same output; see :meth:`by_weight`."""
+
+    def __init__(
+        self, shape: tuple[int, ...], sizes: tuple[int, ...], decomposition: Decomposition, spectrum: Spectrum | None
+    ) -> None:
+        self.shape, self.sizes, self.decomposition, self.spectrum = shape, sizes, decomposition, spectrum
+        self.factors: list[Tensor] = []
+        self.shift: Tensor | None = None
+
+    def weight(self, W: Tensor) -> Tensor:
+        """The adapted weight, in W's shape and dtype; differentiable in factors and shift."""
+        flat = W.flatten(1).to(result_dtype(W))
+        return adapted_weight(flat, self.factors, self.shift, self.spectrum).reshape(W.shape).to(W.dtype)
+
+    def rotate_input(self, x: Tensor) -> Tensor:
+        """``Kᵀ x`` for activations ``(*batch, in)``, in x's dtype."""
+        if not self.factors:
+            return x
+        return unrotate(x.to(result_dtype(x)), self.factors).to(x.dtype)
+
+    def spectral_output(self, x: Tensor) -> Tensor | None:
+        """``Δ(shift) x`` for rotated activations ``(*batch, in) -> (*batch, out)``; None without a shift."""
+        if self.shift is None or self.spectrum is None:
+            return None
+        return self.spectrum.apply(x.to(result_dtype(x)), self.shift).to(x.dtype)
+
+    def by_weight(self, tokens: int) -> bool:
+        """Whether adapting the weight costs fewer multiplications than adapting ``tokens`` activations.
+
+        Forward and backward together. By weight: rotate ``out`` rows, build Δ, and the weight's gradient
+        ``tokens · out · in``. By activations: rotate ``tokens`` rows and push them through Δ.
+        """
+        out, width = self.shape[0], math.prod(self.shape[1:])
+        rank, rotation = min(out, width), 3 * sum(self.sizes)
+        by_weight = out * width * rotation + tokens * out * width
+        by_activation = tokens * width * rotation
+        if self.shift is not None and self.decomposition == "svd":
+            by_weight += 2 * out * width * rank
+            by_activation += 2 * tokens * rank * (out + width)
+        elif self.shift is not None:
+            by_weight += 2 * out * width
+            by_activation += 2 * tokens * rank * width
+        return by_weight < by_activation
+
+
+class TrainableAdapter(nn.Module):
+    """All layers of an adapter in training, starting exactly at the base model.
+
+    Args:
+        shapes: weight shape by layer name.
+        settings: decomposition, ablation and factor sizes are taken from it.
+        spectra: decomposition by layer name; needed where shifts are trained.
+        device: where the parameters live.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        settings: TrainSettings,
+        spectra: Mapping[str, Spectrum],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.layers: dict[str, TrainableLayer] = {}
+        counts: dict[int, int] = {}
+        for name, shape in shapes.items():
+            sizes = layer_factor_sizes(shape, settings)
+            if settings.shifts and name not in spectra:
+                raise SettingsError(f"layer {name!r} trains a shift and needs its decomposition")
+            self.layers[name] = TrainableLayer(
+                tuple(shape), sizes, settings.decomposition, spectra[name] if settings.shifts else None
+            )
+            for k in sizes:
+                counts[k] = counts.get(k, 0) + 1
+        self.rotations = nn.ParameterDict(
+            {str(k): nn.Parameter(torch.eye(k, device=device).repeat(n, 1, 1)) for k, n in sorted(counts.items())}
+        )
+        self.ranks = [min(s[0], math.prod(s[1:])) for s in shapes.values()] if settings.shifts else []
+        self.shifts = nn.Parameter(torch.zeros(sum(self.ranks), device=device)) if settings.shifts else None
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Give every layer fresh views of the parameters; call before each forward pass that follows an update."""
+        stacks: dict[int, Iterator[Tensor]] = {int(k): iter(p.unbind(0)) for k, p in self.rotations.items()}
+        shifts = iter(self.shifts.split(self.ranks)) if self.shifts is not None else None
+        for layer in self.layers.values():
+            layer.factors = [next(stacks[k]) for k in layer.sizes]
+            layer.shift = next(shifts) if shifts is not None else None
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Stiefel Adam for the rotations, AdamW for the shifts, as far as each is trained."""
+        optimizers: list[torch.optim.Optimizer] = []
+        if self.rotations:
+            optimizers.append(
+                StiefelAdam(
+                    list(self.rotations.values()), lr=self.settings.rotation_lr, retraction=self.settings.retraction
+                )
+            )
+        if self.shifts is not None:
+            optimizers.append(torch.optim.AdamW([self.shifts], lr=self.settings.shift_lr))
+        return optimizers
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of all parameters, a few MB at most."""
+        return [p.detach().clone() for p in self.parameters()]
+
+    @torch.no_grad()
+    def restore(self, snapshot: list[Tensor]) -> None:
+        for p, saved in zip(self.parameters(), snapshot, strict=True):
+            p.copy_(saved)
+        self.begin_step()
+
+    @torch.no_grad()
+    def to_adapter(self, weights: Mapping[str, Tensor] | None, metadata: Mapping[str, Any]) -> SodaAdapter:
+        """A frozen copy as an adapter, with the base check filled in where the pristine weights are given."""
+        self.begin_step()
+        layers = {}
+        for name, layer in self.layers.items():
+            soda = SodaLayer(
+                decomposition=layer.decomposition,
+                factors=[R.detach().clone().cpu() for R in layer.factors],
+                shift=None if layer.shift is None else layer.shift.detach().clone().cpu(),
+                shape=layer.shape,
+            )
+            layers[name] = soda if weights is None else soda.with_probe(weights[name], layer.spectrum)
+        return SodaAdapter(layers, dict(metadata))
+
+
+def layer_factor_sizes(shape: tuple[int, ...], settings: TrainSettings) -> tuple[int, ...]:
+    """Factor sizes of a weight of ``shape`` under ``settings``; ``()`` when rotations are not trained."""
+    if not settings.rotates:
+        return ()
+    return factor_sizes(math.prod(shape[1:]), settings.factor_preset, settings.factor_count)
