@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pack's nodes, listed once."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..soda_core.host import folders
+from .inspect import SodaInspectAdapter
+from .load import SodaApplyAdapter, SodaLoadAdapter
+from .merge import SodaMerge
+from .save import SodaSaveAdapter
+from .train import SodaTrain
+
+NODES: list[type[io.ComfyNode]] = [
+    SodaTrain,
+    SodaLoadAdapter,
+    SodaApplyAdapter,
+    SodaMerge,
+    SodaSaveAdapter,
+    SodaInspectAdapter,
+]
+
+
+class SodaExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folders.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

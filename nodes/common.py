@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Inputs and socket types that several nodes share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "SODA"
+
+SodaAdapterType = io.Custom("SODA_ADAPTER")
+LossMapType = io.Custom("LOSS_MAP")
+
+
+def adapter_output(tooltip: str) -> io.Output:
+    return SodaAdapterType.Output(display_name="adapter", tooltip=tooltip)
+
+
+def filename_prefix(default: str) -> io.Input:
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="Name of the file in the soda model folder, counted up: 'subject' gives subject_00001_.safetensors. "
+        "A sub-folder may stand in front (people/anna); '..' and absolute paths are refused.",
+    )
+
+
+def strength_inputs() -> list[io.Input]:
+    """Strengths, their mode and the base check, as Load and Apply have them."""
+    return [
+        io.Float.Input(
+            "strength_model",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.05,
+            tooltip="How much of the adapter the MODEL gets: 0 = base model, 1 = as trained (the default), negative = "
+            "the opposite change.",
+        ),
+        io.Float.Input(
+            "strength_clip",
+            default=1.0,
+            min=-10.0,
+            max=10.0,
+            step=0.05,
+            tooltip="The same for the text encoder. Only adapters with text encoder layers use it; 1 = as trained.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=["linear", "geodesic"],
+            default="linear",
+            tooltip="How strength scales. linear: W0 + s (W - W0), as with a LoRA (default, because adapters then add "
+            "up). geodesic: turns the rotation by s times its angle, so the weight stays on the manifold and "
+            "strengths above 1 do not blow up.",
+        ),
+        io.Boolean.Input(
+            "ignore_base_check",
+            default=False,
+            advanced=True,
+            tooltip="An adapter's spectral shift only fits the weights it was trained on. Above 20 % error the node "
+            "stops; on = go on all the same. Off by default, because a wrong base fails without any other sign.",
+        ),
+    ]

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Inspect SODA Adapter."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..soda_core.host.inspection import metadata_text, picture
+from .common import CATEGORY, SodaAdapterType
+
+
+class SodaInspectAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SODAInspectAdapter",
+            display_name="Inspect SODA Adapter",
+            category=CATEGORY,
+            description="Shows what an adapter does: the spectral shift and the rotation angles of every layer, its "
+            "size, and everything its file says about itself.",
+            search_aliases=["soda", "adapter info", "lora info", "metadata", "spectrum"],
+            is_output_node=True,
+            inputs=[SodaAdapterType.Input("adapter", tooltip="From Load SODA Adapter, Train SODA or Merge.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            outputs=[
+                io.Image.Output(display_name="picture", tooltip="Shift and rotation angles per layer."),
+                io.String.Output(display_name="metadata", tooltip="The file's metadata as text."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, adapter) -> io.NodeOutput:
+        image = picture(adapter)
+        return io.NodeOutput(image, metadata_text(adapter), ui=ui.PreviewImage(image, cls=cls))

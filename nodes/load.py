@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Load SODA Adapter and Apply SODA Adapter."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..soda_core.host import folders
+from ..soda_core.host.apply import apply_adapter
+from .common import CATEGORY, SodaAdapterType, adapter_output, strength_inputs
+
+_MODEL_TOOLTIP = "The base model the adapter was trained on. It is not changed; the output is a patched copy."
+_CLIP = io.Clip.Input(
+    "clip", optional=True, tooltip="Only needed for adapters with text encoder layers; passed through otherwise."
+)
+_TRIGGER = io.String.Output(
+    display_name="trigger_phrase", tooltip="The phrase the adapter was trained with; put it in the prompt."
+)
+
+
+class SodaLoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SODALoadAdapter",
+            display_name="Load SODA Adapter",
+            category=CATEGORY,
+            description="Loads a SODA adapter from the soda model folder and patches MODEL (and CLIP) with it. The "
+            "change is computed from the untouched base weights, so several adapters and LoRAs may be chained in any "
+            "order.",
+            search_aliases=["soda", "lora", "adapter", "load lora", "personalization", "dreambooth"],
+            inputs=[
+                io.Model.Input("model", tooltip=_MODEL_TOOLTIP),
+                io.Combo.Input(
+                    "adapter_name",
+                    options=folders.adapter_names(),
+                    tooltip="A file in models/soda (or your extra soda folders). Freshly trained ones appear at once; "
+                    "press R to refresh the list.",
+                ),
+                *strength_inputs(),
+                _CLIP,
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The model with the adapter applied."),
+                io.Clip.Output(display_name="CLIP", tooltip="The text encoder with the adapter applied."),
+                adapter_output("The adapter itself, for Merge, Inspect or Apply."),
+                _TRIGGER,
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name: str, **_: object) -> str:
+        """A retrained file of the same name is read again."""
+        try:
+            stat = folders.adapter_path(adapter_name).stat()
+        except (OSError, ValueError):
+            return adapter_name
+        return f"{adapter_name} {stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(
+        cls, model, adapter_name, strength_model, strength_clip, mode, ignore_base_check, clip=None
+    ) -> io.NodeOutput:
+        adapter = folders.load_adapter(adapter_name)
+        patched = apply_adapter(model, clip, adapter, strength_model, strength_clip, mode, ignore_base_check)
+        return io.NodeOutput(*patched, adapter, adapter.trigger_phrase)
+
+
+class SodaApplyAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SODAApplyAdapter",
+            display_name="Apply SODA Adapter",
+            category=CATEGORY,
+            description="Applies an adapter that comes through the graph, fresh from training or merging.",
+            search_aliases=["soda", "apply adapter", "apply lora", "lora model loader"],
+            inputs=[
+                io.Model.Input("model", tooltip=_MODEL_TOOLTIP),
+                SodaAdapterType.Input("adapter", tooltip="From Train SODA, Merge Subject+Style SODA or Load SODA."),
+                *strength_inputs(),
+                _CLIP,
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="The model with the adapter applied."),
+                io.Clip.Output(display_name="CLIP", tooltip="The text encoder with the adapter applied."),
+                _TRIGGER,
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, adapter, strength_model, strength_clip, mode, ignore_base_check, clip=None
+    ) -> io.NodeOutput:
+        patched = apply_adapter(model, clip, adapter, strength_model, strength_clip, mode, ignore_base_check)
+        return io.NodeOutput(*patched, adapter.trigger_phrase)

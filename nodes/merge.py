@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Merge Subject+Style SODA."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..soda_core.host.apply import weight_lookup
+from ..soda_core.merge import interference, merge, report
+from .common import CATEGORY, SodaAdapterType, adapter_output
+
+
+def _strength(name: str, of: str) -> io.Input:
+    return io.Float.Input(
+        name,
+        default=1.0,
+        min=-10.0,
+        max=10.0,
+        step=0.05,
+        tooltip=f"How much of the {of} goes into the result; 1 = as trained (default), 0 = none. Lower the one that "
+        "drowns the other.",
+    )
+
+
+class SodaMerge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SODAMerge",
+            display_name="Merge Subject+Style SODA",
+            category=CATEGORY,
+            description="Combines a subject and a style adapter into one, without any training: my subject in my "
+            "style. Takes seconds and reports how much the two get in each other's way, layer by layer.",
+            search_aliases=["soda", "merge lora", "combine adapters", "subject style", "ziplora", "b-lora"],
+            inputs=[
+                SodaAdapterType.Input("subject", tooltip="Adapter trained on pictures of one subject."),
+                SodaAdapterType.Input("style", tooltip="Adapter trained on pictures in one style."),
+                _strength("subject_strength", "subject"),
+                _strength("style_strength", "style"),
+                io.Combo.Input(
+                    "method",
+                    options=["delta", "geodesic"],
+                    default="delta",
+                    tooltip="delta (the paper, default because it takes any two adapters of one base): adds both "
+                    "changes to the base weights. geodesic: adds the rotations' logarithms, so the result is again a "
+                    "rotation, as small as its parents; needs equal factor sizes.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Connect the base model to measure the exact interference of the two changes. Without it "
+                    "the report compares rotations and shifts only.",
+                ),
+            ],
+            outputs=[
+                adapter_output("The merged adapter, for Apply, Save or Inspect."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Interference per layer: cosine between the two changes, distance of the rotations.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, subject, style, subject_strength, style_strength, method, model=None
+    ) -> io.NodeOutput:
+        merged = merge(subject, style, subject_strength, style_strength, method)
+        rows = interference(subject, style, None if model is None else weight_lookup(model, subject, style))
+        text = report(subject, style, rows, merged)
+        return io.NodeOutput(merged, text, ui=ui.PreviewText(text))

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Applying an adapter to a MODEL and a CLIP.
+
+Every layer's delta is computed once, from the **pristine** base weight, and handed to the host as its own ``diff``
+patch. So the host's machinery alone decides how it meets the weight (full load, partial load, hooks, fp8 rounding,
+checkpoint save, model merging), adapters and LoRAs commute, and nothing is decomposed during sampling. The price is
+one tensor of the weight's size and dtype per adapted layer, in main memory until the host moves it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..adapter import WARN_ABOVE, BaseReport, SodaAdapter
+from ..errors import BaseMismatchError
+from ..layer import AdaptedLayer, BaseCheck, StrengthMode
+from ..merge import WeightLookup
+from ..spectral import Decomposition, Spectrum
+from . import base
+from .spectra import Steps, spectra_of
+
+#: Dtypes a delta is kept in as the base weight is; anything smaller (fp8) gets bfloat16.
+_DELTA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def apply_adapter(
+    model: Any,
+    clip: Any | None,
+    adapter: SodaAdapter,
+    strength_model: float = 1.0,
+    strength_clip: float = 1.0,
+    mode: StrengthMode = "linear",
+    ignore_base_check: bool = False,
+) -> tuple[Any, Any | None]:
+    """Patched clones of MODEL and CLIP; the inputs are untouched.
+
+    Raises:
+        BaseMismatchError: no layer matches, shapes differ, or the base check fails.
+    """
+    for_clip = {name: layer for name, layer in adapter.layers.items() if name.startswith(base.TEXT_ENCODERS)}
+    for_model = {name: layer for name, layer in adapter.layers.items() if name not in for_clip}
+    targets = [(model, model, for_model, strength_model)]
+    if clip is not None:
+        targets.append((clip, clip.patcher, for_clip, strength_clip))
+    elif for_clip:
+        logging.warning("SODA: %s has %d text encoder layers; connect CLIP to use them", adapter.title, len(for_clip))
+    matched = {id(t): _match(t[1], t[2], adapter.title) for t in targets}
+    if not any(matched.values()):
+        _nothing_matches(adapter, model)
+    checks: dict[str, BaseCheck] = {}
+    results = []
+    steps = Steps(sum(len(names) for names in matched.values()))
+    for target in targets:
+        owner, patcher, layers, strength = target
+        clone = owner.clone()
+        names = matched[id(target)]
+        if layers:
+            logging.info("SODA: %s: %d/%d layers match", adapter.title, len(names), len(layers))
+        patches = _patches(patcher, {name: layers[name] for name in names}, strength, mode, checks, steps)
+        results.append((clone, patches, strength if mode == "linear" else 1.0))
+    report = BaseReport(checks)
+    report.enforce(adapter.title, ignore_base_check)
+    logging.log(logging.WARNING if report.spectral_error > WARN_ABOVE else logging.INFO, "SODA: %s", report.summary())
+    for clone, patches, strength in results:
+        if not patches:
+            continue
+        added = set(clone.add_patches(patches, strength))
+        if missing := set(patches) - added:
+            raise BaseMismatchError(f"the host refused {len(missing)} patches, the first is {min(missing)!r}")
+    return results[0][0], results[1][0] if clip is not None else None
+
+
+def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> list[str]:
+    """Names of the layers the model has; shapes must fit, some may be missing but not silently."""
+    keys = set(patcher.model_state_dict())
+    found = [name for name in layers if base.weight_key(name) in keys]
+    if missing := [name for name in layers if base.weight_key(name) not in keys]:
+        logging.warning("SODA: %s: the model has no layer for %d of %d, the first is %s",
+                        title, len(missing), len(layers), missing[0])  # fmt: skip
+    for name in found:
+        layers[name].check_shape(name, base.pristine_weight(patcher, base.weight_key(name)))
+    return found
+
+
+def _nothing_matches(adapter: SodaAdapter, model: Any) -> None:
+    trained_on = (adapter.metadata.get("base_model") or {}).get("family", "an unknown base")
+    have = base.describe(model, with_hash=False)["family"]
+    raise BaseMismatchError(
+        f"no layer of {adapter.title} matches this model: it was trained on {trained_on} (its first layer is "
+        f"{next(iter(adapter.layers))!r}), the model is {have}; load the base model it was trained on"
+    )
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _patches(
+    patcher: Any,
+    layers: Mapping[str, AdaptedLayer],
+    strength: float,
+    mode: StrengthMode,
+    checks: dict[str, BaseCheck],
+    steps: Steps,
+) -> dict[str, tuple[str, tuple[torch.Tensor]]]:
+    """The host's ``diff`` patches by state-dict key; fills in ``checks``.
+
+    Linear strength is left to the host, which multiplies a patch by it (also along hook keyframes); geodesic strength
+    is in the delta itself.
+    """
+    patches: dict[str, tuple[str, tuple[torch.Tensor]]] = {}
+    device = base.compute_device(patcher)
+    for name, layer in layers.items():
+        steps.tick()
+        if strength == 0.0:
+            continue
+        key = base.weight_key(name)
+        stored = base.pristine_weight(patcher, key)
+        spectra = spectra_of(lambda stored=stored: stored, layer.needs_spectrum, device)  # type: ignore[misc]
+        weight = stored.to(device)
+        check = layer.spectral_error(weight, spectra)
+        if check is not None:
+            checks[name] = check
+        delta = layer.delta(weight, 1.0 if mode == "linear" else strength, mode, spectra)
+        dtype = stored.dtype if stored.dtype in _DELTA_DTYPES else torch.bfloat16
+        patches[key] = ("diff", (delta.to("cpu", dtype),))
+    return patches
+
+
+def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:
+    """The pristine weight and decompositions of a layer by name, with a progress bar over the shared layers."""
+    first, second = adapters
+    steps = Steps(len(set(first.layers) & set(second.layers)))
+    device, keys = base.compute_device(model), set(model.model_state_dict())
+
+    def look_up(name: str) -> tuple[torch.Tensor, dict[Decomposition, Spectrum]] | None:
+        steps.tick()
+        key = base.weight_key(name)
+        if key not in keys:
+            return None
+        stored = base.pristine_weight(model, key)
+        kinds = {kind for adapter in adapters for kind in adapter.layers[name].needs_spectrum}
+        for adapter in adapters:
+            adapter.layers[name].check_shape(name, stored)
+        return stored.to(device), spectra_of(lambda: stored, sorted(kinds), device)
+
+    return look_up

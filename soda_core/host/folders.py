@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where adapters live: the model folder type ``soda``. Names from a user always go through here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import folder_paths
+from PIL import Image
+
+from ..adapter import SodaAdapter
+from ..errors import SettingsError, SodaError
+
+FOLDER = "soda"
+EXTENSION = ".safetensors"
+
+
+def register() -> None:
+    """Make ``soda`` a model folder: the user's extra paths first, then models/soda and output/soda."""
+    for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder_paths.add_model_folder_path(FOLDER, os.path.join(parent, FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {EXTENSION})
+
+
+def adapter_names() -> list[str]:
+    return folder_paths.get_filename_list(FOLDER)  # type: ignore[no-any-return]
+
+
+def adapter_path(name: str) -> Path:
+    """Full path of a listed adapter; the host's lookup cannot leave its folders."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise SettingsError(f"no adapter {name!r} in the soda folders; there are {len(adapter_names())} others")
+    return Path(path)
+
+
+def load_adapter(name: str) -> SodaAdapter:
+    return SodaAdapter.load(adapter_path(name))
+
+
+def check_prefix(prefix: str) -> str:
+    """A file name prefix, possibly with a sub-folder (``people/anna``), that stays inside the adapter folder."""
+    clean = prefix.strip().replace("\\", "/")
+    parts = PurePosixPath(clean).parts
+    absolute = PurePosixPath(clean).is_absolute() or bool(PureWindowsPath(clean).drive)
+    if not parts or absolute or ".." in parts or "\0" in clean or clean.endswith("/"):
+        raise SettingsError(
+            f"file name prefix {prefix!r} is not allowed: use a plain name or sub-folder/name, without '..' and not "
+            "an absolute path"
+        )
+    return clean
+
+
+def save_adapter(adapter: SodaAdapter, prefix: str) -> str:
+    """Save under the first soda folder as ``<prefix>_00001_.safetensors``, counting up; returns the listed name."""
+    prefix = check_prefix(prefix)
+    root = folder_paths.get_folder_paths(FOLDER)[0]
+    try:
+        os.makedirs(root, exist_ok=True)
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
+    except OSError as error:
+        raise SodaError(
+            f"cannot create the folder for {prefix!r}: {error.strerror or error}; make the soda model folder writable"
+        ) from error
+    file_name = f"{name}_{counter:05}_{EXTENSION}"
+    adapter.save(os.path.join(folder, file_name))
+    listed = os.path.join(subfolder, file_name)
+    folder_paths.filename_list_cache.pop(FOLDER, None)  # a new file must be in the list at once
+    logging.info("SODA: saved %s", listed)
+    return listed
+
+
+def save_preview(picture: Image.Image, prefix: str, step: int) -> None:
+    """Keep a training preview as ``output/soda-previews/<prefix>-step00100.png``."""
+    root = os.path.join(folder_paths.get_output_directory(), "soda-previews")
+    target = Path(root, f"{check_prefix(prefix)}-step{step:05}.png")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(target)
+    except OSError as error:  # a preview is not worth stopping a training for
+        logging.warning("SODA: could not keep a preview: %s", error)

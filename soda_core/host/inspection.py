@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an adapter does, as a picture and as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..adapter import SodaAdapter
+from ..fileformat import GRAPH_KEYS
+from ..layer import AdaptedLayer, SodaLayer, SodaSum
+from ..linalg import rotation_angles
+from .charts import LayerRow, adapter_picture, to_image_tensor
+
+
+def picture(adapter: SodaAdapter) -> Tensor:
+    """``(1, height, width, 3)`` in 0..1; a delta merge shows its terms one under the other."""
+    rows = [row for name, layer in adapter.layers.items() for row in _rows(name, layer)]
+    base = (adapter.metadata.get("base_model") or {}).get("name") or "unknown base"
+    trigger = f"   trigger: {adapter.trigger_phrase}" if adapter.trigger_phrase else ""
+    image = adapter_picture(rows, title=adapter.title, subtitle=f"{base}{trigger}")
+    return to_image_tensor(image)
+
+
+def _rows(name: str, layer: AdaptedLayer) -> list[LayerRow]:
+    if isinstance(layer, SodaSum):
+        return [
+            LayerRow(f"{name} [{strength:g} x term {i + 1}]", term.shift, layer_angles(term.factors),
+                     term.parameters(), term.shape)
+            for i, (strength, term) in enumerate(layer.terms)
+        ]  # fmt: skip
+    assert isinstance(layer, SodaLayer)
+    return [LayerRow(name, layer.shift, layer_angles(layer.factors), layer.parameters(), layer.shape)]
+
+
+def layer_angles(factors: Sequence[Tensor]) -> Tensor | None:
+    """Angles in degrees by which K turns its planes: all sums of one signed angle per factor, 0..180.
+
+    ``K``'s eigenvalues are the products of its factors', so its angles come without forming it.
+    """
+    if not factors:
+        return None
+    total = torch.zeros(1, dtype=torch.float64)
+    for R in factors:
+        angles = rotation_angles(R)  # a turned plane contributes the pair ±θ, listed twice as |θ|
+        signs = torch.ones_like(angles)
+        signs[1::2] = -1
+        total = (total[:, None] + (angles * signs)[None, :]).flatten()
+    wrapped = torch.remainder(total.abs(), 2 * math.pi)
+    return torch.rad2deg(torch.minimum(wrapped, 2 * math.pi - wrapped))
+
+
+def metadata_text(adapter: SodaAdapter) -> str:
+    """Readable JSON of what the file says, without the graph it may carry."""
+    said = {k: v for k, v in adapter.metadata.items() if k not in GRAPH_KEYS}
+    summary = {
+        "layers": len(adapter.layers),
+        "parameters": adapter.parameters(),
+        "hash_sha256": adapter.identity(),
+        "carries_graph": [k for k in GRAPH_KEYS if k in adapter.metadata],
+    }
+    return json.dumps({**summary, **said}, indent=2, ensure_ascii=False, sort_keys=True)

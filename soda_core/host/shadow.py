@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A private copy of a model to train in, without a second copy of its weights.
+
+The host runs nodes in inference mode, and autograd refuses tensors made there. Instead of loading the model a second
+time, the module tree is copied and every parameter replaced by an ordinary tensor on the *same* storage. The original
+modules, patches and flags are never touched; weights are only read.
+"""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """A tensor autograd accepts, on the same storage as a possibly inference-mode one."""
+    with torch.inference_mode(False):
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return tensor.detach().clone()  # quantised subclasses keep several tensors inside
+        twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return twin.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def shadow_patcher(patcher: Any) -> Any:
+    """A patcher over a private module tree that shares the weights of ``patcher``'s model.
+
+    Patches (a LoRA in front, say) and options come along; loading, patching and replaced forwards stay private.
+    """
+    source = patcher.clone(disable_dynamic=True) if patcher.is_dynamic() else patcher
+    with torch.inference_mode(False):
+        model = _copy_modules(source)
+        clone = source.clone(model_override=(model, ({}, {}, {}, set())))
+    clone.parent = None
+    clone.clone_base_uuid = uuid.uuid4()
+    return clone
+
+
+def _copy_modules(patcher: Any) -> torch.nn.Module:
+    model = patcher.model
+    memo: dict[int, Any] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        original = _stored(patcher, name, parameter)
+        memo[id(parameter)] = torch.nn.Parameter(ordinary(original), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = ordinary(buffer)
+    for module in model.modules():
+        for functions in ("weight_function", "bias_function"):
+            attached = module.__dict__.get(functions)
+            if attached is not None:
+                memo[id(attached)] = []  # patches of the original's current load; ours are attached when we load
+    for attribute, value in vars(model).items():
+        if not attribute.startswith("_"):  # configuration objects are read only, some refuse to be copied
+            memo[id(value)] = value
+    memo[id(getattr(model, "current_patcher", None))] = None
+    shadow: torch.nn.Module = copy.deepcopy(model, memo)
+    for module in shadow.modules():
+        if hasattr(module, "prev_comfy_cast_weights"):
+            module.comfy_cast_weights = module.prev_comfy_cast_weights
+            del module.prev_comfy_cast_weights
+        if hasattr(module, "comfy_patched_weights"):
+            module.comfy_patched_weights = False
+    shadow.device = patcher.offload_device  # type: ignore[assignment]
+    for attribute, value in (
+        ("model_loaded_weight_memory", 0),
+        ("lowvram_patch_counter", 0),
+        ("model_lowvram", False),
+        ("current_weight_patches_uuid", None),
+        ("model_offload_buffer_memory", 0),
+    ):
+        setattr(shadow, attribute, value)
+    return shadow
+
+
+def _stored(patcher: Any, name: str, parameter: Tensor) -> Tensor:
+    """The unpatched parameter, in its stored form (not dequantised)."""
+    if name in patcher.backup:
+        return patcher.backup[name].weight  # type: ignore[no-any-return]
+    if name in patcher.hook_backup:
+        return patcher.hook_backup[name][0]  # type: ignore[no-any-return]
+    return parameter
+
+
+def checkpointed_blocks(model: Any) -> list[torch.nn.Module]:
+    """The blocks to recompute in the backward pass: the outermost composite modules inside containers."""
+    containers = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
+    blocks: list[torch.nn.Module] = []
+
+    def walk(module: torch.nn.Module, inside: bool) -> None:
+        for child in module.children():
+            if isinstance(child, containers):
+                walk(child, True)
+            elif inside and any(True for _ in child.children()):
+                blocks.append(child)
+            else:
+                walk(child, False)
+
+    walk(model.diffusion_model, False)
+    return blocks
+

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decompositions of base weights: computed once, kept in memory and on disk.
+
+Keyed by the weight's content, so a changed or differently stored base never meets a stale entry. Both stores are
+bounded and drop what was used longest ago. ``SODA_CACHE_MEMORY_GB`` and ``SODA_CACHE_DISK_GB`` change the limits;
+0 turns a store off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..spectral import Decomposition, Spectrum, decompose, from_tensors
+
+
+def fingerprint(weight: Tensor) -> str:
+    """Hash of a weight's content, shape and dtype."""
+    digest = hashlib.blake2b(f"{tuple(weight.shape)} {weight.dtype}".encode(), digest_size=20)
+    digest.update(weight.contiguous().cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _limit(variable: str, default_gb: float) -> int:
+    try:
+        return int(float(os.environ.get(variable, default_gb)) * 2**30)
+    except ValueError:
+        logging.warning("SODA: %s is not a number of gigabytes; using %g", variable, default_gb)
+        return int(default_gb * 2**30)
+
+
+class SpectrumStore:
+    """Get-or-compute for :func:`..spectral.decompose`; entries live on the CPU.
+
+    Args:
+        folder: where entries are written, made on first use.
+    """
+
+    def __init__(self, folder: Path, memory_limit: int, disk_limit: int) -> None:
+        self.folder, self.memory_limit, self.disk_limit = folder, memory_limit, disk_limit
+        self._memory: OrderedDict[str, Spectrum] = OrderedDict()
+        self.computed = 0  #: decompositions computed so far, for logs and tests
+
+    def get(self, weight: Tensor, kind: Decomposition, device: torch.device) -> Spectrum:
+        """The decomposition of a pristine weight, on ``device``."""
+        key = f"{fingerprint(weight)}-{kind}"
+        spectrum = self._memory.get(key) or self._read(key, kind)
+        if spectrum is None:
+            self.computed += 1
+            spectrum = decompose(weight.to(device), kind).to("cpu")
+            self._write(key, spectrum)
+        self._remember(key, spectrum)
+        return spectrum.to(device)
+
+    def clear_memory(self) -> None:
+        self._memory.clear()
+
+    def _remember(self, key: str, spectrum: Spectrum) -> None:
+        self._memory[key] = spectrum
+        self._memory.move_to_end(key)
+        total = sum(entry.nbytes() for entry in self._memory.values())
+        while total > self.memory_limit and self._memory:
+            total -= self._memory.popitem(last=False)[1].nbytes()
+
+    def _read(self, key: str, kind: Decomposition) -> Spectrum | None:
+        path = self.folder / f"{key}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            tensors = safetensors.torch.load_file(path)
+            spectrum = from_tensors(kind, tensors)
+            os.utime(path)  # used now: last to be dropped
+        except (OSError, KeyError, safetensors.SafetensorError) as error:
+            logging.warning("SODA: a cached decomposition is unreadable and is computed anew (%s)", error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        return spectrum
+
+    def _write(self, key: str, spectrum: Spectrum) -> None:
+        """Best effort: a full disk costs time at the next load, nothing else."""
+        if spectrum.nbytes() > self.disk_limit:
+            return
+        partial = self.folder / f".{key}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(spectrum.tensors(), partial)
+            os.replace(partial, self.folder / f"{key}.safetensors")
+            self._evict()
+        except (OSError, safetensors.SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            logging.warning("SODA: could not keep a decomposition on disk (%s)", error)
+
+    def _evict(self) -> None:
+        files = [(p.stat(), p) for p in self.folder.glob("*.safetensors")]
+        files.sort(key=lambda item: item[0].st_mtime)
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in files:
+            if total <= self.disk_limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
+
+
+_store: SpectrumStore | None = None
+
+
+def store() -> SpectrumStore:
+    """The process-wide store, under the host's private user folder."""
+    global _store
+    if _store is None:
+        _store = SpectrumStore(
+            Path(folder_paths.get_system_user_directory("soda_spectra")),
+            _limit("SODA_CACHE_MEMORY_GB", 2),
+            _limit("SODA_CACHE_DISK_GB", 8),
+        )
+    return _store
+
+
+class Steps:
+    """A node's progress bar that also takes a cancel, one tick per layer."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def tick(self) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update(1)
+
+
+def spectra_of(
+    weight: Callable[[], Tensor], kinds: Iterable[Decomposition], device: torch.device
+) -> dict[Decomposition, Spectrum]:
+    """All decompositions a layer needs; the weight is fetched only when one is."""
+    kinds = list(kinds)
+    if not kinds:
+        return {}
+    W = weight()
+    return {kind: store().get(W, kind, device) for kind in kinds}
