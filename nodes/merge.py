@@ -62,9 +62,7 @@ class SodaMerge(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, subject, style, subject_strength, style_strength, method, model=None
-    ) -> io.NodeOutput:
+    def execute(cls, subject, style, subject_strength, style_strength, method, model=None) -> io.NodeOutput:
         merged = merge(subject, style, subject_strength, style_strength, method)
         rows = interference(subject, style, None if model is None else weight_lookup(model, subject, style))
         text = report(subject, style, rows, merged)

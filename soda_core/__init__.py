@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SODA: Spectral Orthogonal Decomposition Adaptation (Zhang et al., WACV 2025). Pure torch; see ``host`` for ComfyUI."""
+"""SODA: Spectral Orthogonal Decomposition Adaptation (Zhang et al., WACV 2025).
+
+Pure torch; ``soda_core.host`` is the glue to ComfyUI and the only place that imports it.
+"""
 
 from .adapter import SodaAdapter
 from .errors import SodaError

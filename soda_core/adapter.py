@@ -55,7 +55,7 @@ class SodaAdapter:
         """The adapted weight of layer ``name``; see :meth:`.layer.AdaptedLayer.adapt`."""
         if name not in self.layers:
             raise BaseMismatchError(
-                f"the adapter has no layer {name!r}; it has {len(self.layers)}, the first is {next(iter(self.layers))!r}"
+                f"the adapter has no layer {name!r}; the first of its {len(self.layers)} is {next(iter(self.layers))!r}"
             )
         layer = self.layers[name]
         layer.check_shape(name, weight)
@@ -88,9 +88,7 @@ class BaseReport:
     def spectral_error(self) -> float:
         """Relative error of the spectral part over all layers, as one vector."""
         norm = math.hypot(*(c.spectral_norm for c in self.layers.values()))
-        error = math.hypot(
-            *(c.spectral_error * c.spectral_norm for c in self.layers.values() if c.spectral_norm), 0.0
-        )
+        error = math.hypot(*(c.spectral_error * c.spectral_norm for c in self.layers.values() if c.spectral_norm), 0.0)
         return error / norm if norm else 0.0
 
     @property

@@ -7,8 +7,8 @@ Tensors of a layer (``<layer>`` is the base model's module path, e.g. ``diffusio
 - ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0;
 - a delta merge holds the same once per term: ``<layer>.soda_term_0_factor_0`` …
 
-Metadata: ``soda`` = sorted JSON ``{format_version, layers, metadata}``; beside it the flat ``modelspec.*``, ``ss_*`` and
-``sshs_*`` keys that model managers read, all derived from it. Files never hold folder paths.
+Metadata: ``soda`` = sorted JSON ``{format_version, layers, metadata}``; beside it the flat ``modelspec.*``, ``ss_*``
+and ``sshs_*`` keys that model managers read, all derived from it. Files never hold folder paths.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def balanced_sizes(width: int, count: int) -> tuple[int, ...]:
     """The ``count`` factors of ``width`` (ascending, ones dropped) with the fewest parameters ``Σ k_i²``."""
     if count == 1:
         return (width,)
-    best = (width,)
+    best: tuple[int, ...] = (width,)
     for k in range(2, math.isqrt(width) + 1):
         if width % k:
             continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Merging a subject and a style adapter without any training (Zhang et al. 2025, section 3.4), and their interference."""
+"""Merging a subject and a style adapter without training (Zhang et al. 2025, section 3.4), and their interference."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def merge(
 
     - "delta" (the paper): ``W = W0 + a (W_subject - W0) + b (W_style - W0)``, both from the pristine W0, so the order
       does not matter and chaining two loaders gives the same.
-    - "geodesic" (ours): per factor ``exp(a log R_subject + b log R_style)``, shifts ``a s_subject + b s_style``: again a
-      SODA adapter, as small as its parents.
+    - "geodesic" (ours): per factor ``exp(a log R_subject + b log R_style)``, shifts ``a s_subject + b s_style``: again
+      a SODA adapter, as small as its parents.
 
     A layer that only one parent has keeps that parent's change at its strength.
 
@@ -170,7 +170,9 @@ class Interference:
     shift_cosine: float | None  #: between the two shifts, which share one basis; None without two like shifts
 
 
-def interference(subject: SodaAdapter, style: SodaAdapter, weights: WeightLookup | None = None) -> dict[str, Interference]:
+def interference(
+    subject: SodaAdapter, style: SodaAdapter, weights: WeightLookup | None = None
+) -> dict[str, Interference]:
     """Interference of every layer both adapters have.
 
     Args:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ from torch import Tensor
 
 _SCALE = 2  #: drawn larger and reduced, for smooth lines
 _BACKGROUND, _PANEL, _GRID = (30, 31, 34), (38, 40, 44), (58, 60, 66)
-_TEXT, _MUTED, _ACCENT, _FAINT = (228, 230, 235), (150, 154, 164), (255, 176, 0), (100, 143, 255)
+_TEXT, _MUTED, _ACCENT, _FAINT = (228, 230, 235), (150, 154, 164), (255, 176, 0), (74, 96, 150)
 #: Diverging, colour-blind safe: blue - panel - orange.
 _NEGATIVE, _POSITIVE = (66, 146, 245), (255, 140, 26)
 
@@ -69,7 +68,9 @@ class _Canvas:
     def paste(self, x: float, y: float, width: float, height: float, pixels: np.ndarray) -> None:
         """``(h, w, 3)`` uint8, stretched over the box."""
         size = (max(1, round(width * _SCALE)), max(1, round(height * _SCALE)))
-        self.image.paste(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), (round(x * _SCALE), round(y * _SCALE)))
+        self.image.paste(
+            Image.fromarray(pixels).resize(size, Image.Resampling.BOX), (round(x * _SCALE), round(y * _SCALE))
+        )
 
     def finish(self) -> Image.Image:
         return self.image.resize(self.size, Image.Resampling.LANCZOS)
@@ -92,7 +93,12 @@ def smooth(values: Sequence[float], factor: float) -> list[float]:
 
 
 def loss_curve(
-    losses: Sequence[float], *, title: str = "SODA training", smoothing: float = 0.9, width: int = 768, height: int = 432
+    losses: Sequence[float],
+    *,
+    title: str = "SODA training",
+    smoothing: float = 0.9,
+    width: int = 768,
+    height: int = 432,
 ) -> Image.Image:
     """Loss over steps: raw as a faint line, its running mean as a strong one; a log axis where it spans much."""
     canvas = _Canvas(width, height)
@@ -254,9 +260,10 @@ def _colour_bar(canvas: _Canvas, x: float, y: float, largest: float) -> None:
 
 def _short_names(names: Sequence[str]) -> list[str]:
     """Without the path all names start with."""
-    prefix = os.path.commonprefix(list(names)) if len(names) > 1 else ""
-    prefix = prefix[: prefix.rfind(".") + 1]
-    return [name[len(prefix) :] for name in names]
+    parts = [name.split(".") for name in names]
+    shortest = min((len(p) for p in parts), default=1)
+    shared = next((i for i in range(shortest - 1) if len({p[i] for p in parts}) > 1), shortest - 1)
+    return [".".join(p[shared if len(parts) > 1 else 0 :]) for p in parts]
 
 
 def _fit(canvas: _Canvas, text: str, width: float) -> str:

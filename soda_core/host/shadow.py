@@ -62,7 +62,7 @@ def _copy_modules(patcher: Any) -> torch.nn.Module:
             module.comfy_cast_weights = module.prev_comfy_cast_weights
             del module.prev_comfy_cast_weights
         if hasattr(module, "comfy_patched_weights"):
-            module.comfy_patched_weights = False
+            setattr(module, "comfy_patched_weights", False)  # noqa: B010  (a plain flag, not a submodule)
     shadow.device = patcher.offload_device  # type: ignore[assignment]
     for attribute, value in (
         ("model_loaded_weight_memory", 0),
@@ -100,4 +100,3 @@ def checkpointed_blocks(model: Any) -> list[torch.nn.Module]:
 
     walk(model.diffusion_model, False)
     return blocks
-

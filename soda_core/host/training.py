@@ -306,10 +306,9 @@ class _Run:
     def _forward(self, noised: Tensor, sigma: Tensor, conds: list[dict[str, Any]]) -> Tensor:
         """The model's denoised prediction ``(batch, C, …)``."""
         options = {"cond_or_uncond": [0], "sigmas": sigma, **self.patcher.model_options["transformer_options"]}
-        denoised = self.patcher.model.apply_model(
+        return self.patcher.model.apply_model(  # type: ignore[no-any-return]
             noised, sigma, transformer_options=options, **batch_conds(conds, self.device)
         )
-        return denoised  # type: ignore[no-any-return]
 
     @contextmanager
     def _base_model(self) -> Iterator[None]:
@@ -400,7 +399,7 @@ class _AdaptedForward:
         layer = self.layer
         if len(layer.shape) > 2 or layer.by_weight(x.numel() // x.shape[-1]):
             functions = self.module.weight_function
-            self.module.weight_function = [*functions, layer.weight]  # type: ignore[assignment]
+            self.module.weight_function = [*list(functions), layer.weight]  # type: ignore[arg-type, assignment]
             try:
                 return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
             finally:

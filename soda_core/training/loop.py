@@ -81,8 +81,8 @@ def train(trainable: TrainableAdapter, batch_loss: BatchLoss, on_step: OnStep, p
         if reason:
             trainable.restore(good)
             raise TrainingError(
-                f"training diverged at step {step + 1}: {reason}. The adapter of step {max(step - 1, 0)} is kept; lower "
-                f"the learning rates (rotation {settings.rotation_lr:g}, shift {settings.shift_lr:g}) or add warm-up "
+                f"training diverged at step {step + 1}: {reason}. The adapter of step {max(step - 1, 0)} is kept; "
+                f"lower the learning rates (rotation {settings.rotation_lr:g}, shift {settings.shift_lr:g}) or add warm-up "
                 "steps"
             )
         if step < _REFERENCE_STEPS:

