@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from base_model import BASE_NAME
-from server import PACK, Server
+PACK = Path(__file__).resolve().parent.parent
+sys.path.append(str(PACK))
+
+from demo.base_model import BASE_NAME  # noqa: E402
+from demo.server import Server  # noqa: E402
 
 SUBJECT_FOLDER, STYLE_FOLDER = "soda_subject", "soda_style"
 SUBJECT_FILE, STYLE_FILE = "subject_00001_.safetensors", "style_00001_.safetensors"

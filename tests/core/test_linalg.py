@@ -58,13 +58,11 @@ def test_lq_is_canonical(shape) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8, 20])
-@pytest.mark.parametrize("angle", [1e-4, 0.3, 1.0])
+@pytest.mark.parametrize("angle", [1e-4, 0.3, 0.7])
 def test_log_and_exp_are_inverse(k, angle) -> None:
     R = random_rotation(k, angle).double()
     R, _ = torch.linalg.qr(R)  # float32 rounding off the manifold would show in float64
     R = R * torch.sign(torch.diagonal(R))
-    if float(rotation_angles(R)[0]) > math.pi - 1e-3 or torch.det(R) < 0:
-        pytest.skip("no logarithm for this sample")
     A = orthogonal_log(R)
     assert torch.equal(A, -A.mT)
     torch.testing.assert_close(skew_exp(A), R, atol=1e-12, rtol=0)

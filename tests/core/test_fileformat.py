@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from soda_core import SodaAdapter, SodaError, SodaLayer, merge
+from soda_core.errors import FileFormatError
+
+from .conftest import random_layer
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def rewrite(path: Path, change_tensors=None, change_document=None) -> None:
+    """Edit a file behind the pack's back, its content hash taken out."""
+    tensors, header = load_file(path), metadata_of(path)
+    header.pop("sshs_model_hash")
+    if change_tensors:
+        change_tensors(tensors)
+    if change_document:
+        document = json.loads(header["soda"])
+        change_document(document)
+        header["soda"] = json.dumps(document)
+    save_file(tensors, path, header)
+
+
+@pytest.fixture
+def saved(tmp_path, adapter) -> Path:
+    adapter[1].save(tmp_path / "fox.safetensors")
+    return tmp_path / "fox.safetensors"
+
+
+@pytest.mark.parametrize("method", [None, "delta"])
+def test_round_trip_is_exact_and_byte_equal(tmp_path, adapter, method) -> None:
+    weights, original = adapter
+    if method:
+        original = merge(original, original, 0.3, 0.4, method)
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    original.save(first)
+    loaded = SodaAdapter.load(first)
+    loaded.save(second)
+    assert first.read_bytes() == second.read_bytes()
+    assert loaded.metadata == original.metadata
+    for name, W in weights.items():
+        for mode in ("linear", "geodesic"):
+            assert torch.equal(loaded.adapt(name, W, 0.7, mode), original.adapt(name, W, 0.7, mode))
+    assert loaded.identity() == original.identity()
+
+
+def test_keys_can_be_guessed_and_are_frozen(saved) -> None:
+    tensors = load_file(saved)
+    assert sorted(k for k in tensors if k.startswith("net.block.0.to_q")) == [
+        "net.block.0.to_q.soda_factor_0",
+        "net.block.0.to_q.soda_factor_1",
+        "net.block.0.to_q.soda_probe",
+        "net.block.0.to_q.soda_shift",
+    ]
+    assert all(t.dtype == torch.float32 for t in tensors.values())
+
+
+def test_metadata_for_managers(saved) -> None:
+    header = metadata_of(saved)
+    assert header["modelspec.trigger_phrase"] == "sks fox" and header["modelspec.title"] == "fox"
+    assert header["modelspec.hash_sha256"] == "0x" + header["sshs_model_hash"]
+    assert header["ss_network_module"] == "soda" and header["ss_seed"] == "7" and header["ss_steps"] == "3"
+    assert header["ss_sd_model_name"] == "b" and json.loads(header["ss_tag_frequency"]) == {"soda": {"sks fox": 1}}
+    assert json.loads(header["soda"])["format_version"] == 1
+    data = saved.read_bytes()
+    raw = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]
+    assert list(raw) == sorted(raw) and raw == header
+
+
+@pytest.mark.parametrize("name", ["adapter_v1.safetensors", "adapter_v1_merged.safetensors"])
+def test_files_of_version_one_stay_loadable(name, adapter) -> None:
+    weights, expected = adapter
+    if "merged" in name:
+        expected = merge(expected, expected, 0.5, 0.25)
+    loaded = SodaAdapter.load(DATA / name)
+    assert loaded.trigger_phrase == "sks fox" or "merged" in name
+    for layer, W in weights.items():
+        torch.testing.assert_close(loaded.adapt(layer, W), expected.adapt(layer, W), atol=1e-5, rtol=0)
+        assert loaded.layers[layer].spectral_error(W).spectral_error < 1e-4
+
+
+def test_a_merge_names_its_parents(tmp_path, adapter) -> None:
+    merged = merge(adapter[1], adapter[1], 0.8, 0.6)
+    assert [p["hash"] for p in merged.metadata["parents"]] == [adapter[1].identity()] * 2
+    merged.save(tmp_path / "m.safetensors")
+    assert metadata_of(tmp_path / "m.safetensors")["modelspec.merged_from"] == "fox, fox"
+
+
+def test_the_graph_travels_as_flat_keys(tmp_path, adapter) -> None:
+    path = tmp_path / "g.safetensors"
+    SodaAdapter(adapter[1].layers, {**adapter[1].metadata, "workflow": '{"nodes": []}'}).save(path)
+    assert metadata_of(path)["workflow"] == '{"nodes": []}'
+    assert SodaAdapter.load(path).metadata["workflow"] == '{"nodes": []}'
+
+
+def set_key(key, value):
+    return lambda tensors: tensors.__setitem__(key, value)
+
+
+FACTOR = "net.block.0.to_q.soda_factor_0"
+BAD_TENSORS = {
+    "NaN": (set_key(FACTOR, torch.full((4, 4), float("nan"))), r"soda_factor_0.*NaN"),
+    "infinite shift": (set_key("net.block.0.to_q.soda_shift", torch.full((24,), float("inf"))), "soda_shift.*infinite"),
+    "off the manifold": (set_key(FACTOR, 1.1 * torch.eye(4)), "factor 0.*to_q.*not orthogonal.*0.21"),
+    "misshapen": (set_key(FACTOR, torch.eye(5)), r"soda_factor_0.*\(5, 5\).*expected \(4, 4\)"),
+    "wrong dtype": (set_key(FACTOR, torch.eye(4).half()), "float16"),
+    "missing": (lambda t: t.pop(FACTOR), "soda_factor_0.*missing"),
+    "unlisted": (set_key("stray", torch.zeros(1)), "stray"),
+}
+BAD_DOCUMENTS = {
+    "newer version": (lambda d: d.__setitem__("format_version", 2), "version 2.*reads version 1"),
+    "no version": (lambda d: d.pop("format_version"), "damaged"),
+    "no layers": (lambda d: d.__setitem__("layers", {}), "no layers"),
+    "damaged layer": (lambda d: d["layers"]["net.conv"].pop("factors"), "net.conv.*damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_bad_tensors_are_refused_by_name(saved, case) -> None:
+    change, match = BAD_TENSORS[case]
+    rewrite(saved, change_tensors=change)
+    with pytest.raises(FileFormatError, match=f"(?s)fox.safetensors.*{match}"):
+        SodaAdapter.load(saved)
+
+
+@pytest.mark.parametrize("case", BAD_DOCUMENTS)
+def test_bad_metadata_is_refused_by_name(saved, case) -> None:
+    change, match = BAD_DOCUMENTS[case]
+    rewrite(saved, change_document=change)
+    with pytest.raises(FileFormatError, match=f"fox.safetensors.*{match}"):
+        SodaAdapter.load(saved)
+
+
+def test_an_edited_file_fails_its_hash(saved) -> None:
+    data = bytearray(saved.read_bytes())
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(bytes(data[8 : 8 + size]))
+    start = 8 + size + header["net.block.0.to_q.soda_shift"]["data_offsets"][0]
+    data[start : start + 4] = struct.pack("<f", 0.125)
+    saved.write_bytes(data)
+    with pytest.raises(FileFormatError, match="hash"):
+        SodaAdapter.load(saved)
+
+
+def test_a_truncated_file_is_refused(saved) -> None:
+    saved.write_bytes(saved.read_bytes()[:-20])
+    with pytest.raises(FileFormatError, match="fox.safetensors.*complete safetensors"):
+        SodaAdapter.load(saved)
+
+
+def test_a_lora_is_recognised(tmp_path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({"unet.to_q.lora_up.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(FileFormatError, match="not a SODA adapter.*LoRA.*lora_up"):
+        SodaAdapter.load(path)
+
+
+def test_a_missing_file_is_an_error_of_ours(tmp_path) -> None:
+    with pytest.raises(SodaError, match=r"gone\.safetensors"):
+        SodaAdapter.load(tmp_path / "gone.safetensors")
+
+
+def test_nothing_is_written_that_could_not_be_read(tmp_path) -> None:
+    _, layer = random_layer()
+    bad = SodaLayer("svd", [1.5 * torch.eye(5), torch.eye(6)], layer.shift)
+    for layers in ({}, {"x": bad}):
+        with pytest.raises(FileFormatError):
+            SodaAdapter(layers).save(tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere; see test_full_disk")
+def test_a_read_only_folder_is_an_error_that_says_so(tmp_path, adapter) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        with pytest.raises(SodaError, match=r"cannot write 'x\.safetensors'.*writable"):
+            adapter[1].save(tmp_path / "x.safetensors")
+    finally:
+        tmp_path.chmod(stat.S_IRWXU)
+
+
+def test_full_disk_leaves_the_old_file_and_no_rest(saved, adapter, monkeypatch) -> None:
+    before = saved.read_bytes()
+
+    def no_space(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(SodaError, match="No space left"):
+        adapter[1].save(saved)
+    assert saved.read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]

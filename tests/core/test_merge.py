@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+import torch
+
+from soda_core import SodaAdapter, SodaLayer, merge
+from soda_core.errors import MergeError, SettingsError
+from soda_core.linalg import orthogonality_residual
+from soda_core.merge import interference, report, rotation_distance
+from soda_core.spectral import decompose
+
+from .conftest import random_layer, random_rotation
+
+METHODS = ["delta", "geodesic"]
+
+
+def adapters(decomposition="svd", style_sizes=(5, 6)) -> tuple[torch.Tensor, SodaAdapter, SodaAdapter]:
+    W, subject = random_layer(decomposition=decomposition)
+    _, style = random_layer(sizes=style_sizes, decomposition=decomposition, seed=11)
+    style = style.with_probe(W, decompose(W, decomposition))
+    return W, SodaAdapter({"x": subject}, {"title": "fox"}), SodaAdapter({"x": style}, {"title": "ink"})
+
+
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+def test_delta_adds_both_changes_to_the_base(decomposition) -> None:
+    W, a, b = adapters(decomposition)
+    expected = W + 0.8 * (a.adapt("x", W) - W) + 0.6 * (b.adapt("x", W) - W)
+    torch.testing.assert_close(merge(a, b, 0.8, 0.6).adapt("x", W), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_does_not_matter(method) -> None:
+    W, a, b = adapters()
+    torch.testing.assert_close(merge(a, b, 0.8, 0.6, method).adapt("x", W), merge(b, a, 0.6, 0.8, method).adapt("x", W))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_zero_strength_leaves_the_other(method) -> None:
+    W, a, b = adapters()
+    torch.testing.assert_close(merge(a, b, 1.0, 0.0, method).adapt("x", W), a.adapt("x", W))
+    torch.testing.assert_close(merge(a, b, 0.0, 0.0, method).adapt("x", W), W)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_halves_make_one(method) -> None:
+    W, a, _ = adapters()
+    torch.testing.assert_close(merge(a, a, 0.5, 0.5, method).adapt("x", W), a.adapt("x", W), atol=1e-6, rtol=1e-5)
+
+
+def test_geodesic_stays_a_small_soda_layer() -> None:
+    W, a, b = adapters()
+    merged = merge(a, b, 0.7, 1.4, "geodesic")
+    layer = merged.layers["x"]
+    assert isinstance(layer, SodaLayer) and merged.parameters() == a.parameters()
+    assert all(orthogonality_residual(R) < 1e-5 for R in layer.factors)
+    assert layer.spectral_error(W).spectral_error < 1e-5
+    assert (merged.adapt("x", W) - W).norm() > 0.1
+
+
+def test_geodesic_refuses_what_has_no_common_geodesic_and_offers_delta() -> None:
+    W, a, b = adapters(style_sizes=(2, 15))
+    with pytest.raises(MergeError, match=r"\(2, 15\).*\(5, 6\).*delta"):
+        merge(a, b, method="geodesic")
+    assert torch.isfinite(merge(a, b).adapt("x", W)).all()
+    with pytest.raises(MergeError, match="already a delta merge"):
+        merge(merge(a, a), a, method="geodesic")
+    _, qr, _ = adapters("qr")
+    with pytest.raises(MergeError, match="SVD.*QR"):
+        merge(a, qr, method="geodesic")
+    with pytest.raises(SettingsError, match="delta"):
+        merge(a, b, method="average")
+
+
+def test_merging_a_merge_flattens() -> None:
+    W, a, b = adapters()
+    nested = merge(merge(a, b, 0.5, 0.5), a, 1.0, 0.5)
+    torch.testing.assert_close(nested.adapt("x", W), merge(a, b, 1.0, 0.5).adapt("x", W))
+    assert len(nested.layers["x"].terms) == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_of_one_parent_pass_through_at_its_strength(method) -> None:
+    W, a, b = adapters()
+    wide = SodaAdapter({**a.layers, "only": a.layers["x"]}, a.metadata)
+    merged = merge(wide, b, 1.0, 0.6, method)
+    torch.testing.assert_close(merged.adapt("only", W), a.adapt("x", W))
+    assert set(merged.layers) == {"x", "only"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ablations_merge(method) -> None:
+    """A rotation-only subject with a shift-only style."""
+    W, subject = random_layer(shift=None)
+    _, style = random_layer(sizes=())
+    a, b = SodaAdapter({"x": subject}), SodaAdapter({"x": style})
+    merged = merge(a, b, 1.0, 1.0, method).adapt("x", W)
+    assert (merged - W).norm() > max((a.adapt("x", W) - W).norm(), (b.adapt("x", W) - W).norm())
+
+
+def test_different_bases_are_refused() -> None:
+    _, a, _ = adapters()
+    _, other = random_layer((24, 24), (4, 6))
+    with pytest.raises(MergeError, match=r"\(24, 30\).*\(24, 24\)"):
+        merge(a, SodaAdapter({"x": other}))
+
+
+def test_interference_of_an_adapter_with_itself_and_its_opposite() -> None:
+    W, a, b = adapters()
+    spectra = {"svd": decompose(W, "svd")}
+    same = interference(a, a, lambda name: (W, spectra))["x"]
+    assert same.cosine == pytest.approx(1.0, abs=1e-5) and same.shift_cosine == pytest.approx(1.0, abs=1e-5)
+    assert same.rotation_distance == pytest.approx(0.0, abs=0.05)
+    layer = a.layers["x"]
+    opposite = SodaAdapter({"x": SodaLayer("svd", [], -layer.shift)})
+    plain = SodaAdapter({"x": SodaLayer("svd", [], layer.shift)})
+    assert interference(plain, opposite, lambda name: (W, spectra))["x"].cosine < -0.9
+    different = interference(a, b)["x"]
+    assert different.cosine is None and abs(different.shift_cosine) < 0.6
+
+
+def test_rotation_distance_matches_the_dense_logarithm() -> None:
+    a = SodaLayer("svd", [random_rotation(3, 0.2, 1), random_rotation(4, 0.2, 2)])
+    b = SodaLayer("svd", [random_rotation(3, 0.2, 3), random_rotation(4, 0.2, 4)])
+    K = torch.kron(*a.factors).double().T @ torch.kron(*b.factors).double()
+    angles = torch.linalg.eigvals(K).angle()
+    dense = torch.rad2deg(angles.square().mean().sqrt())
+    assert rotation_distance(a, b) == pytest.approx(float(dense), rel=1e-4)
+
+
+def test_report_is_readable() -> None:
+    W, a, b = adapters()
+    rows = interference(a, b, lambda name: (W, {"svd": decompose(W, "svd")}))
+    text = report(a, b, rows, merge(a, b, 0.8, 0.6))
+    assert "delta merge: 0.8 x fox + 0.6 x ink" in text
+    assert "1 in both" in text and text.rstrip().endswith("x")
+    assert "connect the base model" in report(a, b, interference(a, b), merge(a, b))

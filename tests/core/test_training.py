@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from soda_core.errors import SettingsError, TrainingError
+from soda_core.layer import SodaLayer
+from soda_core.linalg import orthogonality_residual
+from soda_core.spectral import decompose
+from soda_core.targets import LAYER_PRESETS, select
+from soda_core.training.loop import Losses, Progress, train
+from soda_core.training.losses import dco, min_snr_weight, mse
+from soda_core.training.settings import TrainSettings
+from soda_core.training.trainable import TrainableAdapter
+
+from .conftest import random_layer
+
+SETTINGS = TrainSettings(steps=200, rotation_lr=1e-2, shift_lr=1e-2, loss="mse", gradient_clip=0.0)
+SHAPES = {"a": (20, 30), "b": (30, 20), "c": (8, 6, 3, 3)}
+
+
+def problem(settings: TrainSettings, seed: int = 0):
+    """Fit weights that a known adapter made: the trained one must come close."""
+    weights, targets = {}, {}
+    for i, (name, shape) in enumerate(SHAPES.items()):
+        sizes = {"a": (2, 3, 5), "b": (2, 2, 5), "c": (3, 3, 6)}[name]
+        weights[name], layer = random_layer(shape, sizes, settings.decomposition, seed=i)
+        targets[name] = layer.adapt(weights[name])
+    spectra = {name: decompose(W, settings.decomposition) for name, W in weights.items()}
+    trainable = TrainableAdapter({n: tuple(W.shape) for n, W in weights.items()}, settings, spectra)
+
+    def batch_loss(generator: torch.Generator) -> Losses:
+        total = sum(
+            (layer.weight(weights[n]) - targets[n]).square().sum() for n, layer in trainable.layers.items()
+        )
+        return Losses(total, total.detach())
+
+    return weights, trainable, batch_loss
+
+
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+def test_recovers_a_planted_adapter(decomposition) -> None:
+    settings = replace(SETTINGS, decomposition=decomposition, schedule="cosine", steps=300)
+    _, trainable, batch_loss = problem(settings)
+    progress = Progress()
+    train(trainable, batch_loss, lambda p: None, progress)
+    assert progress.losses[-1] < 0.1 * progress.losses[0]
+    assert all(orthogonality_residual(R) < 1e-5 for R in trainable.rotations.values())
+
+
+@pytest.mark.parametrize("what", ["rotation + shift", "rotation only", "shift only"])
+def test_only_what_is_trained_exists_and_moves(what) -> None:
+    settings = replace(SETTINGS, train=what, steps=5)
+    weights, trainable, batch_loss = problem(settings)
+    train(trainable, batch_loss, lambda p: None, Progress())
+    adapter = trainable.to_adapter(weights, {})
+    for layer in adapter.layers.values():
+        assert (layer.factors != []) == (what != "shift only")
+        assert (layer.shift is not None) == (what != "rotation only")
+    for name, W in weights.items():
+        assert not torch.equal(adapter.adapt(name, W), W)
+
+
+def test_starts_at_the_base_bit_for_bit() -> None:
+    weights, trainable, _ = problem(SETTINGS)
+    for name, layer in trainable.layers.items():
+        assert torch.equal(layer.weight(weights[name]), weights[name])
+
+
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_both_ways_give_the_same_output_and_gradients(decomposition, name) -> None:
+    settings = replace(SETTINGS, decomposition=decomposition, steps=3)
+    weights, trainable, batch_loss = problem(settings)
+    train(trainable, batch_loss, lambda p: None, Progress())
+    layer, W = trainable.layers[name], weights[name]
+    x, g = torch.randn(4, 7, W.shape[1]), torch.randn(4, 7, W.shape[0])
+    gradients = []
+    for way in ("weight", "activations"):
+        trainable.zero_grad()
+        trainable.begin_step()
+        if way == "weight":
+            y = x @ layer.weight(W).T
+        else:
+            rotated = layer.rotate_input(x)
+            y = rotated @ W.T + layer.spectral_output(rotated)
+        (y * g).sum().backward()
+        gradients.append([y.detach(), *[p.grad.clone() for p in trainable.parameters() if p.grad is not None]])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+    assert len(gradients[0]) > 2 and all(b.abs().max() > 1e-3 for b in gradients[0])
+
+
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+def test_gradients_against_finite_differences(decomposition) -> None:
+    W = torch.randn(6, 8, dtype=torch.float64)
+    spectrum = decompose(W, decomposition)
+    factors = [torch.eye(k, dtype=torch.float64, requires_grad=True) for k in (2, 4)]
+    shift = torch.full((6,), 0.1, dtype=torch.float64, requires_grad=True)
+    from soda_core.layer import adapted_weight
+
+    assert torch.autograd.gradcheck(lambda a, b, s: adapted_weight(W, [a, b], s, spectrum), (*factors, shift))
+
+
+def test_same_seed_same_result_other_seed_other_noise() -> None:
+    def run(seed: int) -> list[float]:
+        settings = replace(SETTINGS, steps=6, seed=seed)
+        weights, trainable, _ = problem(settings)
+
+        def batch_loss(generator: torch.Generator) -> Losses:
+            noise = torch.randn(20, 30, generator=generator)
+            loss = (trainable.layers["a"].weight(weights["a"]) * noise).sum()
+            return Losses(loss, loss.detach().abs())
+
+        progress = Progress()
+        train(trainable, batch_loss, lambda p: None, progress)
+        return progress.losses
+
+    assert run(1) == run(1) and run(1) != run(2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_nan_stops_and_keeps_the_last_good_step(bad) -> None:
+    weights, trainable, batch_loss = problem(replace(SETTINGS, steps=20))
+    calls = 0
+
+    def poisoned(generator: torch.Generator) -> Losses:
+        nonlocal calls
+        calls += 1
+        losses = batch_loss(generator)
+        return Losses(losses.objective * bad, losses.denoising * bad) if calls == 8 else losses
+
+    progress = Progress()
+    with pytest.raises(TrainingError, match="diverged at step 8.*learning rates"):
+        train(trainable, poisoned, lambda p: None, progress)
+    assert progress.step == 7
+    assert all(torch.isfinite(p).all() for p in trainable.parameters())
+    trainable.to_adapter(weights, {}).layers["a"].validate("a")
+
+
+def test_an_exploding_loss_counts_as_diverged() -> None:
+    _, trainable, batch_loss = problem(replace(SETTINGS, steps=400, shift_lr=1e6, schedule="constant"))
+    with pytest.raises(TrainingError, match="diverged"):
+        train(trainable, batch_loss, lambda p: None, Progress())
+
+
+def test_a_cancel_leaves_the_parameters_of_the_last_step() -> None:
+    weights, trainable, batch_loss = problem(SETTINGS)
+
+    class Cancel(BaseException):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise Cancel
+
+    progress = Progress()
+    with pytest.raises(Cancel):
+        train(trainable, batch_loss, stop, progress)
+    assert progress.step == 3 and len(progress.losses) == 3
+    trainable.to_adapter(weights, {"steps": 3}).layers["a"].validate("a")
+
+
+def test_accumulation_equals_a_larger_batch() -> None:
+    results = []
+    for accumulation in (1, 4):
+        _, trainable, batch_loss = problem(replace(SETTINGS, steps=3, accumulation=accumulation))
+        train(trainable, batch_loss, lambda p: None, Progress())
+        results.append([p.detach().clone() for p in trainable.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_schedule() -> None:
+    s = replace(SETTINGS, steps=100, warmup_steps=10, schedule="cosine")
+    factors = [s.lr_factor(i) for i in range(100)]
+    assert factors[0] < factors[5] < factors[10] == 1.0
+    assert factors[10] > factors[50] > factors[99] > 0
+    assert factors[99] < 0.01
+    assert replace(s, schedule="constant").lr_factor(99) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"steps": 0}, "steps.*1 or more.*0"),
+        ({"steps": -5}, "steps"),
+        ({"rotation_lr": -1.0}, "rotation_lr"),
+        ({"shift_lr": math.nan}, "shift_lr"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"loss": "l1"}, "loss.*mse"),
+        ({"train": "nothing"}, "train.*shift only"),
+        ({"factor_preset": "x"}, "factor_preset.*svdiff-size"),
+        ({"layers": "pattern"}, "layer_pattern"),
+        ({"warmup_steps": 1000}, "warmup_steps"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_good_ones(change, match) -> None:
+    with pytest.raises(SettingsError, match=match):
+        replace(SETTINGS, **change)
+
+
+class TestLosses:
+    def test_mse_is_per_sample(self) -> None:
+        x = torch.zeros(3, 2, 4)
+        x[1] = 2
+        assert mse(x, torch.zeros_like(x)).tolist() == [0, 4, 0]
+
+    def test_min_snr_for_epsilon_and_v(self) -> None:
+        """Output scale c: σ for ε, σ/sqrt(σ²+1) for v, in the host's variance-exploding convention (SNR = 1/σ²)."""
+        sigma = torch.tensor([0.1, 1.0, 10.0])
+        snr = sigma**-2
+        torch.testing.assert_close(min_snr_weight(snr, -sigma, 5.0), snr.clamp(max=5) / snr)
+        v = -sigma / (sigma**2 + 1).sqrt()
+        torch.testing.assert_close(min_snr_weight(snr, v, 5.0), snr.clamp(max=5) / (snr + 1))
+
+    def test_dco_rewards_being_better_than_the_base(self) -> None:
+        base = torch.tensor([0.1])
+        assert dco(torch.tensor([0.09]), base) < dco(base, base) < dco(torch.tensor([0.11]), base)
+        torch.testing.assert_close(dco(base, base), torch.tensor([math.log(2.0)]))
+
+
+class TestTargets:
+    NAMES = {  # noqa: RUF012
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q": (320, 320),
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k": (320, 768),
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_out.0": (320, 320),
+        "diffusion_model.input_blocks.1.1.transformer_blocks.0.ff.net.0.proj": (2560, 320),
+        "diffusion_model.input_blocks.1.1.proj_in": (320, 320, 1, 1),
+        "diffusion_model.input_blocks.1.0.in_layers.2": (320, 320, 3, 3),
+        "diffusion_model.time_embed.0": (1280, 320),
+        "diffusion_model.joint_blocks.0.x_block.attn.qkv": (384, 128),
+        "diffusion_model.joint_blocks.0.x_block.mlp.fc1": (512, 128),
+        "diffusion_model.t_embedder.mlp.0": (128, 256),
+    }
+
+    @pytest.mark.parametrize(
+        ("preset", "pattern", "count"),
+        [
+            ("attention", "", 4),
+            ("attention + feed-forward", "", 6),
+            ("all linear", "", 8),
+            ("all linear + conv", "", 10),
+            ("pattern", "*attn2.to_k, *qkv", 2),
+        ],
+    )
+    def test_presets(self, preset, pattern, count) -> None:
+        assert len(select(self.NAMES, preset, pattern)) == count
+        assert preset in LAYER_PRESETS
+
+    def test_no_match_shows_names_that_exist(self) -> None:
+        with pytest.raises(SettingsError, match=r"'\*nothing'.*10 layers.*attn1.to_q"):
+            select(self.NAMES, "pattern", "*nothing")
+        with pytest.raises(SettingsError, match="attention"):
+            select({"net.fc": (3, 3)}, "attention")
+
+
+def test_untrained_layers_have_no_probe_without_weights() -> None:
+    _, trainable, _ = problem(SETTINGS)
+    layer = trainable.to_adapter(None, {}).layers["a"]
+    assert isinstance(layer, SodaLayer) and layer.probe is None

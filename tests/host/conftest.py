@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real ComfyUI in this process, and the pack loaded into it the way the host does."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+ALIAS = "/host/custom_nodes/soda"  # the host names a pack's module by its path
+
+
+def load_file_module(name: str, path: Path, package: bool = False):
+    locations = [str(path.parent)] if package else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """``host.base`` folder, ``host.core("host.apply")`` modules of the pack, ``host.model("sd15-min")``."""
+    source = os.environ.get("COMFYUI_PATH")
+    if not source:
+        pytest.skip("COMFYUI_PATH is not set; `python dev.py test` sets it")
+    base = tmp_path_factory.mktemp("comfy")
+    for folder in ("models/soda", "models/checkpoints", "input", "output", "temp", "user", "custom_nodes"):
+        (base / folder).mkdir(parents=True)
+    sys.path.insert(0, source)
+    argv, sys.argv = sys.argv, ["comfy", "--cpu", "--base-directory", str(base)]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.sd
+        import nodes  # noqa: F401  (the host's own, before the pack)
+    finally:
+        sys.argv = argv
+    load_file_module(ALIAS, ROOT / "__init__.py", package=True)
+
+    def core(name: str):
+        return importlib.import_module(f"{ALIAS}.soda_core.{name}")
+
+    core("host.folders").register()
+    base_model = load_file_module("soda_demo_base_model", ROOT / "demo" / "base_model.py")
+
+    def checkpoint(preset: str, dtype: str = "f16") -> Path:
+        path = base / "models" / "checkpoints" / f"{preset}-{dtype}.safetensors"
+        if not path.exists():
+            base_model.write(path, base_model.build(preset, clip="none", seed=3), dtype=dtype)
+        return path
+
+    def model(preset: str, stored: str = "f16", **options):
+        """A fresh MODEL made as a loader node makes it: in inference mode."""
+        with torch.inference_mode():
+            return comfy.sd.load_checkpoint_guess_config(
+                str(checkpoint(preset, stored)), output_vae=False, output_clip=False, model_options=options
+            )[0]
+
+    return SimpleNamespace(base=base, core=core, model=model, checkpoint=checkpoint)
+
+
+FAMILIES = {"sd15-min": (768, 0), "sdxl-koala-min": (2048, 1280), "sd3-d2": (4096, 2048)}
+
+
+def conditioning(preset: str, seed: int = 0):
+    """A CONDITIONING of the family's shapes."""
+    width, pooled = FAMILIES[preset]
+    g = torch.Generator().manual_seed(seed)
+    options = {"pooled_output": torch.randn(1, pooled, generator=g)} if pooled else {}
+    return [[torch.randn(1, 77, width, generator=g), options]]
+
+
+def latents(model, count: int = 2, size: int = 8, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    return {"samples": torch.randn(count, model.model.latent_format.latent_channels, size, size, generator=g)}
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def family(request, host):
+    """A family's model, and an adapter trained on it for a few steps with everything on."""
+    preset = request.param
+    return make_family(host, preset)
+
+
+def make_family(host, preset: str, **overrides):
+    model = host.model(preset)
+    training, settings = host.core("host.training"), host.core("training.settings")
+    # A linear of every kind and, for the UNets, convolutions too would be slow; attention is what users train.
+    chosen = settings.TrainSettings(
+        **{"steps": 3, "rotation_lr": 0.02, "shift_lr": 0.02, "loss": "mse", "seed": 5} | overrides
+    )
+    with torch.inference_mode():
+        data = training.TrainingData([latents(model)], [conditioning(preset)])
+        result = training.train_in_graph(model, data, chosen, training.RunOptions(filename_prefix=f"t/{preset}"))
+    return SimpleNamespace(preset=preset, model=model, result=result, adapter=result.adapter, data=data, settings=chosen)

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Training in the real host: what it leaves behind, what it refuses, what it repeats."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+from .conftest import conditioning, latents
+
+pytestmark = pytest.mark.host
+PRESET = "sd15-min"
+
+
+@pytest.fixture(scope="module")
+def model(host):
+    return host.model(PRESET)
+
+
+def train(host, model, data=None, options=None, preset=PRESET, **settings):
+    training, config = host.core("host.training"), host.core("training.settings")
+    values = {"steps": 3, "rotation_lr": 1e-3, "shift_lr": 1e-3, "loss": "mse", "seed": 1} | settings
+    with torch.inference_mode():
+        data = data or training.TrainingData([latents(model)], [conditioning(preset)])
+        options = options or training.RunOptions(filename_prefix="t/run")
+        return training.train_in_graph(model, data, config.TrainSettings(**values), options)
+
+
+def state(model):
+    """Everything a training run might disturb."""
+    import comfy.model_management as mm
+
+    modules = {
+        n: (type(m.forward), m.__dict__.get("weight_function"), m.training) for n, m in model.model.named_modules()
+    }
+    weights = {k: (v.data_ptr(), v.clone(), v.requires_grad) for k, v in model.model.named_parameters()}
+    flags = (mm.in_training, mm.training_fp8_bwd, len(mm.current_loaded_models), len(model.patches), len(model.backup))
+    return modules, weights, flags, torch.random.get_rng_state(), torch.is_grad_enabled(), model.model.current_patcher
+
+
+def assert_same(before, after) -> None:
+    assert before[0] == after[0]
+    for name, (pointer, weight, grad) in before[1].items():
+        assert after[1][name][0] == pointer and torch.equal(after[1][name][1], weight) and after[1][name][2] == grad
+    assert before[2] == after[2]
+    assert torch.equal(before[3], after[3])
+    assert before[4:] == after[4:]
+
+
+@pytest.fixture
+def untouched(model):
+    with torch.inference_mode():
+        before = state(model)
+        yield
+        assert_same(before, state(model))
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("loss", ["mse", "min-snr", "dco"])
+def test_every_loss_trains_and_leaves_no_trace(host, model, loss) -> None:
+    result = train(host, model, loss=loss)
+    assert len(result.losses) == 3 and all(torch.isfinite(torch.tensor(result.losses)))
+    folder = host.base / "models" / "soda"
+    assert (folder / result.saved_name).is_file()
+    assert result.saved_name in host.core("host.folders").adapter_names()
+    meta = host.core("host.folders").load_adapter(result.saved_name).metadata
+    assert meta["base_model"]["family"] == "SD 1.5" and len(meta["base_model"]["hash"]) == 64
+    assert meta["steps"] == 3 and meta["settings"]["loss"] == loss
+    assert str(host.base) not in str(meta), "no folder paths in the file"
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("where", ["step", "forward", "preview", "error"])
+def test_cancel_and_errors_leave_no_trace_and_keep_the_work(host, model, monkeypatch, where) -> None:
+    import comfy.model_management as mm
+
+    training = host.core("host.training")
+    options = training.RunOptions(filename_prefix=f"t/{where}", preview_every=2 if where == "preview" else 0)
+    calls = 0
+    original = training._Run._forward
+
+    def forward(self, *args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            if where == "error":
+                raise RuntimeError("out of memory, say")
+            if where != "preview":
+                mm.interrupt_current_processing(True)
+        if where == "forward":
+            mm.throw_exception_if_processing_interrupted()
+        return original(self, *args)
+
+    def preview(self):
+        if self.progress.step == 2:
+            raise mm.InterruptProcessingException
+
+    monkeypatch.setattr(training._Run, "_forward", forward)
+    monkeypatch.setattr(training._Run, "_preview", preview)
+    expected = RuntimeError if where == "error" else mm.InterruptProcessingException
+    try:
+        with pytest.raises(expected):
+            train(host, model, options=options, steps=10)
+    finally:
+        mm.interrupt_current_processing(False)
+    saved = [n for n in host.core("host.folders").adapter_names() if f"{where}-interrupted" in n]
+    assert len(saved) == 1
+    adapter = host.core("host.folders").load_adapter(saved[0])
+    assert adapter.metadata["steps"] in (2, 3)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_does_not(host, model) -> None:
+    def tensors(seed):
+        adapter = train(host, model, seed=seed, batch_size=2).adapter
+        return [t for layer in adapter.layers.values() for t in (*layer.factors, layer.shift)]
+
+    first, again, other = tensors(4), tensors(4), tensors(9)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_neither_previews_nor_saves_change_the_result(host, model) -> None:
+    training = host.core("host.training")
+    busy = training.RunOptions(filename_prefix="t/busy", save_every=1, preview_every=1, preview_steps=1)
+    plain, previewed = train(host, model), train(host, model, options=busy)
+    assert plain.losses == previewed.losses
+    assert plain.adapter.identity() == previewed.adapter.identity()
+    names = host.core("host.folders").adapter_names()
+    assert sum("busy-step" in n for n in names) == 2
+    assert len(list((host.base / "output" / "soda-previews" / "t").glob("busy-step*.png"))) == 4
+
+
+@pytest.mark.parametrize("preset", ["sd15-min", "sdxl-koala-min", "sd3-d2"])
+def test_checkpointing_gives_the_same_gradients(host, preset) -> None:
+    model, training = host.model(preset), host.core("host.training")
+    data = training.TrainingData([latents(model)], [conditioning(preset)])
+    runs = [
+        train(host, model, data, training.RunOptions(filename_prefix="t/ck", gradient_checkpointing=on), steps=2)
+        for on in (False, True)
+    ]
+    for a, b in zip(*(r.adapter.layers.values() for r in runs), strict=True):
+        torch.testing.assert_close(a.shift, b.shift, atol=1e-6, rtol=1e-4)
+    shadow = host.core("host.shadow")
+    assert len(shadow.checkpointed_blocks(model.model)) >= 2
+
+
+def test_pictures_of_several_sizes_and_captions_one_each(host, model) -> None:
+    training = host.core("host.training")
+    pictures = [latents(model, 1, 8), latents(model, 2, 12, 1), latents(model, 1, 8, 2)]
+    captions = [conditioning(PRESET, i) for i in range(4)]
+    data = training.TrainingData(pictures, captions, captions, [latents(model, 1)], [conditioning(PRESET)])
+    result = train(host, model, data, batch_size=3, accumulation=2, loss="dco")
+    assert len(result.losses) == 3
+    assert result.adapter.metadata["pictures"] == 4 and "64x64" in result.adapter.metadata["resolution"]
+
+
+@pytest.mark.parametrize("preset", ["sd15-min", "sdxl-koala-min", "sd3-d2"])
+def test_latents_are_scaled_as_the_model_wants(host, preset) -> None:
+    """The objective sees ``process_in`` of the raw latents in every mode."""
+    model, training = host.model(preset), host.core("host.training")
+    raw = [latents(model, 1, 8), latents(model, 1, 12)]
+    with torch.inference_mode(), training._host_state(model):
+        run = training._Run(
+            model,
+            training.TrainingData(raw, [conditioning(preset)]),
+            host.core("training.settings").TrainSettings(steps=1),
+            training.RunOptions(),
+        )
+        pictures, _ = run._datasets()
+        run.close()
+    space = model.model.latent_format
+    seen = [example.latent for group in pictures.groups for example in group]
+    for given, found in zip(raw, seen, strict=True):
+        torch.testing.assert_close(found, space.process_in(given["samples"].clone()))
+        assert not torch.equal(found, given["samples"])
+
+
+@pytest.mark.parametrize("preset", ["sd15-min", "sd3-d2"])
+def test_the_output_error_is_that_of_the_models_own_parametrisation(host, preset) -> None:
+    """ε for SD 1.5, velocity (noise - x0) for SD 3: a perfect prediction has error 0, and units match."""
+    objective = host.core("host.objective")
+    sampling = host.model(preset).model.model_sampling
+    clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    sigma = objective.draw_sigmas(sampling, 3, torch.Generator().manual_seed(0), torch.device("cpu"))
+    noised = sampling.noise_scaling(sigma, noise, clean, False)
+    output = torch.randn(3, 4, 8, 8)  # what a model might say
+    denoised = sampling.calculate_denoised(sigma, output, noised)
+    target = noise if preset == "sd15-min" else noise - clean
+    error = objective.output_error(sampling, sigma, denoised, clean)
+    torch.testing.assert_close(error, output - target, atol=2e-3, rtol=1e-3)
+    snr = objective.signal_to_noise(sampling, sigma)
+    expected = sigma**-2 if preset == "sd15-min" else ((1 - sigma) / sigma) ** 2
+    torch.testing.assert_close(snr, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", ["attention", "attention + feed-forward", "all linear", "all linear + conv"])
+def test_layer_presets_train(host, model, layers) -> None:
+    counts = {"attention": 8, "attention + feed-forward": 10}
+    result = train(host, model, layers=layers, steps=1, decomposition="qr", rotation_lr=1e-2)
+    count = len(result.adapter.layers)
+    assert count == counts.get(layers, count) and count >= 8
+    with torch.inference_mode():
+        patched, _ = host.core("host.apply").apply_adapter(model, None, result.adapter)
+    assert len(patched.patches) == count
+
+
+def test_a_lora_in_front_is_trained_on_top_of(host, model) -> None:
+    """Patches on the MODEL stay in place while training: the loss differs from that of the bare model."""
+    import comfy.sd
+
+    name = next(n for n in host.core("host.base").layer_shapes(model) if n.endswith("attn1.to_q"))
+    lora = {f"{name}.lora_up.weight": torch.ones(320, 1), f"{name}.lora_down.weight": torch.ones(1, 320)}
+    with torch.inference_mode():
+        patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    assert train(host, patched, steps=1).losses != train(host, model, steps=1).losses
+
+
+def test_no_second_copy_of_the_model(host, model) -> None:
+    shadow = host.core("host.shadow").shadow_patcher(model)
+    own = dict(model.model.named_parameters())
+    for name, parameter in shadow.model.named_parameters():
+        assert parameter.data_ptr() == own[name].data_ptr() and not parameter.is_inference()
+
+
+class TestRefusals:
+    def refuse(self, host, model, match, data=None, **settings):
+        errors = host.core("errors")
+        before = set(host.core("host.folders").adapter_names())
+        with pytest.raises(errors.SodaError, match=match):
+            train(host, model, data, **settings)
+        assert set(host.core("host.folders").adapter_names()) == before, "nothing half-written"
+
+    def data(self, host, *args, **kwargs):
+        return host.core("host.training").TrainingData(*args, **kwargs)
+
+    def test_no_pictures(self, host, model) -> None:
+        empty = {"samples": torch.zeros(0, 4, 8, 8)}
+        self.refuse(host, model, "no pictures", self.data(host, [empty], [conditioning(PRESET)]))
+        self.refuse(host, model, "no pictures", self.data(host, [], [conditioning(PRESET)]))
+
+    def test_counts_that_do_not_fit(self, host, model) -> None:
+        two = [conditioning(PRESET)] * 2
+        self.refuse(host, model, "3 pictures but 2 captions", self.data(host, [latents(model, 3)], two))
+
+    def test_a_nan_picture(self, host, model) -> None:
+        bad = latents(model)
+        bad["samples"][0, 0, 0, 0] = float("nan")
+        self.refuse(host, model, "NaN", self.data(host, [bad], [conditioning(PRESET)]))
+
+    def test_latents_of_another_family(self, host, model) -> None:
+        wrong = {"samples": torch.zeros(1, 16, 8, 8)}
+        self.refuse(host, model, "16 latent channels.*has 4", self.data(host, [wrong], [conditioning(PRESET)]))
+
+    def test_prior_without_captions(self, host, model) -> None:
+        data = self.data(host, [latents(model)], [conditioning(PRESET)], class_latents=[latents(model)])
+        self.refuse(host, model, "class_latents and class_positive", data)
+
+    def test_a_pattern_that_matches_nothing(self, host, model) -> None:
+        self.refuse(host, model, "matches none", layers="pattern", layer_pattern="*nothing*")
+
+    @pytest.mark.parametrize("steps", [0, -3])
+    def test_steps(self, host, model, steps) -> None:
+        self.refuse(host, model, "steps must be 1 or more", steps=steps)
+
+    def test_a_diverging_run_keeps_its_last_good_state(self, host, model) -> None:
+        errors, training = host.core("errors"), host.core("host.training")
+        options = training.RunOptions(filename_prefix="t/wild")
+        with pytest.raises(errors.TrainingError, match="diverged at step.*learning rates.*saved as"):
+            train(host, model, options=options, steps=200, shift_lr=1e20, gradient_clip=0.0)
+        names = [n for n in host.core("host.folders").adapter_names() if "wild-interrupted" in n]
+        assert len(names) == 1
+        host.core("host.folders").load_adapter(names[0])
+
+
+@pytest.mark.parametrize("bad", ["../x", "/tmp/x", "a/../../x", "C:\\x", "", "x/", "a\0b"])
+def test_names_cannot_leave_the_folder(host, bad) -> None:
+    errors = host.core("errors")
+    with pytest.raises(errors.SettingsError, match="not allowed"):
+        host.core("host.folders").check_prefix(bad)
+
+
+def test_an_untrained_layer_name_with_a_folder_is_fine(host) -> None:
+    assert host.core("host.folders").check_prefix("people/anna") == "people/anna"
+
+
+def test_the_estimate_is_printed_before_the_first_step(host, model, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        result = train(host, model)
+    messages = [r.message for r in caplog.records if r.message.startswith("SODA")]
+    estimate = next(i for i, m in enumerate(messages) if "parameters" in m and "layers" in m)
+    first = next(i for i, m in enumerate(messages) if "step 1/" in m)
+    assert estimate < first
+    assert f"{result.adapter.parameters():,} parameters" in messages[estimate]
+
+
+def test_settings_are_saved_whole(host, model) -> None:
+    result = train(host, model)
+    config = host.core("training.settings")
+    saved = dict(result.adapter.metadata["settings"])
+    saved.pop("dtype")
+    assert config.TrainSettings(**saved) == dataclasses.replace(config.TrainSettings(**saved))
+    assert saved["rotation_lr"] == 1e-3
