@@ -91,7 +91,7 @@ def _pictures(latents: Sequence[dict[str, Any]], model: Any, what: str) -> list[
                 f"{what}: entry {i + 1} has {samples.shape[1]} latent channels, this model has {channels}; encode "
                 "with the VAE that belongs to it"
             )
-        pictures += list(samples.split(1))
+        pictures += [samples[n : n + 1] for n in range(samples.shape[0])]
     if not pictures:
         raise TrainingError(f"{what}: no pictures; connect at least one encoded picture")
     return pictures

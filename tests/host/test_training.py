@@ -211,8 +211,8 @@ def test_a_lora_in_front_is_trained_on_top_of(host, model) -> None:
     """Patches on the MODEL stay in place while training: the loss differs from that of the bare model."""
     import comfy.sd
 
-    name = next(n for n in host.core("host.base").layer_shapes(model) if n.endswith("attn1.to_q"))
-    lora = {f"{name}.lora_up.weight": torch.ones(320, 1), f"{name}.lora_down.weight": torch.ones(1, 320)}
+    name = next(n for n in host.core("host.base").layer_shapes(model) if n.endswith("attn1.to_v"))
+    lora = {f"{name}.lora_up.weight": torch.randn(320, 1), f"{name}.lora_down.weight": torch.randn(1, 320)}
     with torch.inference_mode():
         patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     assert train(host, patched, steps=1).losses != train(host, model, steps=1).losses
