@@ -151,9 +151,7 @@ class Graph:
     def _node(self, node: Node, order: int) -> dict[str, Any]:
         outputs = [
             {"name": name, "type": socket, "links": node.links.get(slot)}
-            for slot, (name, socket) in enumerate(
-                zip(node.schema["output_name"], node.schema["output"], strict=True)
-            )
+            for slot, (name, socket) in enumerate(zip(node.schema["output_name"], node.schema["output"], strict=True))
         ]
         for entry, is_list in zip(outputs, node.schema["output_is_list"], strict=True):
             if is_list:

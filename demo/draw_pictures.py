@@ -123,7 +123,7 @@ def hills() -> Image.Image:
 
 
 def night() -> Image.Image:
-    x, y = _grid()
+    _x, y = _grid()
     picture = _mix(y, (26, 20, 58), (92, 58, 118))
     draw = ImageDraw.Draw(picture)
     full = SIZE * SCALE

@@ -76,7 +76,9 @@ class Demo:
         with self.timed(f"train the {what}"):
             entry = self.run(prompt)
         (file,) = set(self.server.adapters.iterdir()) - before
-        picture = {kind: self.server.images(entry, node(prompt, kind))[0] for kind in ("SODATrain", "SODAInspectAdapter")}
+        picture = {
+            kind: self.server.images(entry, node(prompt, kind))[0] for kind in ("SODATrain", "SODAInspectAdapter")
+        }
         return Training(
             what=what,
             pictures=training_pictures(PICTURES / what),
@@ -216,7 +218,14 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_sheet(args.out / "sheet.png", pictures, SAMPLE_PROMPT)
         write_page(
-            args.out / "index.html", trainings, pictures, SAMPLE_PROMPT, report, demo.timings, machine(server), BASE_PRESET
+            args.out / "index.html",
+            trainings,
+            pictures,
+            SAMPLE_PROMPT,
+            report,
+            demo.timings,
+            machine(server),
+            BASE_PRESET,
         )
     say(f"done after {demo.timings[-1][1]:.0f} s: {args.out / 'index.html'}")
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainingError
+from .settings import TrainSettings
 from .trainable import TrainableAdapter
 
 #: Growth of the smoothed denoising loss over the first steps' largest at which a run counts as diverged.
-DIVERGED_AT = 50.0
+DIVERGED_AT = 5.0
 _REFERENCE_STEPS = 10
 
 
@@ -80,11 +81,7 @@ def train(trainable: TrainableAdapter, batch_loss: BatchLoss, on_step: OnStep, p
         reason = _diverged(total, norm, smoothed, reference if step >= _REFERENCE_STEPS else math.inf)
         if reason:
             trainable.restore(good)
-            raise TrainingError(
-                f"training diverged at step {step + 1}: {reason}. The adapter of step {max(step - 1, 0)} is kept; "
-                f"lower the learning rates (rotation {settings.rotation_lr:g}, shift {settings.shift_lr:g}) or add warm-up "
-                "steps"
-            )
+            raise TrainingError(_advice(step, reason, settings))
         if step < _REFERENCE_STEPS:
             reference = max(reference, total)
         good = trainable.snapshot()
@@ -109,3 +106,15 @@ def _diverged(loss: float, gradient_norm: float, smoothed: float, reference: flo
     if smoothed > DIVERGED_AT * reference:
         return f"the loss rose to {smoothed:.3g}, {smoothed / reference:.0f} times that of the first steps"
     return ""
+
+
+def _advice(step: int, reason: str, settings: TrainSettings) -> str:
+    if step == 0:
+        return (
+            f"training cannot start: at step 1 {reason}, before anything was trained; check the base model, the VAE "
+            "and the pictures, and try training_dtype fp32"
+        )
+    return (
+        f"training diverged at step {step + 1}: {reason}. The adapter of step {step - 1} is kept; lower the learning "
+        f"rates (rotation {settings.rotation_lr:g}, shift {settings.shift_lr:g}) or add warm-up steps"
+    )

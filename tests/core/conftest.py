@@ -38,5 +38,11 @@ def adapter() -> tuple[dict[str, torch.Tensor], SodaAdapter]:
         "net.block.1.to_v": random_layer((40, 12), (12,), "svd", 3),
         "net.conv": random_layer((8, 6, 3, 3), (2, 3, 9), "qr", 4),
     }
-    metadata = {"title": "fox", "trigger_phrase": "sks fox", "steps": 3, "seed": 7, "base_model": {"name": "b", "hash": "0"}}
+    metadata = {
+        "title": "fox",
+        "trigger_phrase": "sks fox",
+        "steps": 3,
+        "seed": 7,
+        "base_model": {"name": "b", "hash": "0"},
+    }
     return {n: W for n, (W, _) in cases.items()}, SodaAdapter({n: layer for n, (_, layer) in cases.items()}, metadata)

@@ -186,7 +186,9 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere; see test_full_disk")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere; see test_full_disk"
+)
 def test_a_read_only_folder_is_an_error_that_says_so(tmp_path, adapter) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:

@@ -152,7 +152,7 @@ class TestBaseCheck:
             assert 0.6 * true < estimate < 1.6 * true, (dtype, float(true), estimate)
 
     def test_another_base_fails(self) -> None:
-        W0, layer = random_layer((64, 48), (6, 8))
+        _W0, layer = random_layer((64, 48), (6, 8))
         other = random_layer((64, 48), (6, 8), seed=9)[0]
         check = layer.spectral_error(other)
         assert check.spectral_error > 0.5 and check.base_distance > 0.5

@@ -34,9 +34,7 @@ def problem(settings: TrainSettings, seed: int = 0):
     trainable = TrainableAdapter({n: tuple(W.shape) for n, W in weights.items()}, settings, spectra)
 
     def batch_loss(generator: torch.Generator) -> Losses:
-        total = sum(
-            (layer.weight(weights[n]) - targets[n]).square().sum() for n, layer in trainable.layers.items()
-        )
+        total = sum((layer.weight(weights[n]) - targets[n]).square().sum() for n, layer in trainable.layers.items())
         return Losses(total, total.detach())
 
     return weights, trainable, batch_loss

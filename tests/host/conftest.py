@@ -42,6 +42,7 @@ def host(tmp_path_factory):
 
         comfy.options.enable_args_parsing()
         import comfy.sd
+
         import nodes  # noqa: F401  (the host's own, before the pack)
     finally:
         sys.argv = argv
@@ -102,4 +103,6 @@ def make_family(host, preset: str, **overrides):
     with torch.inference_mode():
         data = training.TrainingData([latents(model)], [conditioning(preset)])
         result = training.train_in_graph(model, data, chosen, training.RunOptions(filename_prefix=f"t/{preset}"))
-    return SimpleNamespace(preset=preset, model=model, result=result, adapter=result.adapter, data=data, settings=chosen)
+    return SimpleNamespace(
+        preset=preset, model=model, result=result, adapter=result.adapter, data=data, settings=chosen
+    )

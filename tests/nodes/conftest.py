@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real headless server with a small SD 1.5-family checkpoint and the demo's pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from demo.base_model import BASE_NAME, build, write  # noqa: E402
+from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
+from demo.server import Server  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.skip("COMFYUI_PATH is not set; `python dev.py test` sets it")
+    folder = tmp_path_factory.mktemp("server")
+    extra = folder / "elsewhere"
+    extra.mkdir()
+    (folder / "extra.yaml").write_text(f"mine:\n  base_path: {extra}\n  soda: adapters\n", "utf-8")
+    with Server(["--extra-model-paths-config", str(folder / "extra.yaml")], base=folder / "base", cpu=True) as server:
+        server.add_checkpoint(write(folder / BASE_NAME, build("sd15-min", clip="sparse", seed=0)), BASE_NAME)
+        server.add_checkpoint(write(folder / "sd3.safetensors", build("sd3-d2", clip="none")), "sd3.safetensors")
+        server.add_input(ROOT / "demo" / "pictures" / "subject", SUBJECT_FOLDER)
+        server.add_input(ROOT / "demo" / "pictures" / "style", STYLE_FOLDER)
+        server.soda = extra / "adapters"
+        yield server
+        assert "Traceback" not in server.log.split("got prompt", 1)[0], "the server must come up clean"
+
+
+class Graph:
+    """API prompts written short: ``g.add("Node", a=1, b=g.ref)``; links are ``(id, output)``."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict] = {}
+
+    def add(self, kind: str, **inputs) -> str:
+        key = str(len(self.nodes) + 1)
+        links = {k: [v[0], v[1]] if isinstance(v, tuple) else v for k, v in inputs.items()}
+        self.nodes[key] = {"class_type": kind, "inputs": links}
+        return key
+
+
+TRAIN = {
+    "filename_prefix": "test",
+    "trigger_phrase": "sks fox",
+    "steps": 3,
+    "batch_size": 1,
+    "rotation_lr": 1e-3,
+    "shift_lr": 1e-3,
+    "decomposition": "qr",
+    "train": "rotation + shift",
+    "layers": "attention",
+    "layer_pattern": "",
+    "factor_preset": "auto",
+    "factor_count": 3,
+    "loss": "mse",
+    "dco_beta": 1000.0,
+    "min_snr_gamma": 5.0,
+    "prior_weight": 1.0,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "accumulation": 1,
+    "gradient_clip": 1.0,
+    "retraction": "euler",
+    "seed": 0,
+    "training_dtype": "fp32",
+    "gradient_checkpointing": False,
+    "save_every": 0,
+    "preview_every": 0,
+    "preview_steps": 2,
+}
+STRENGTHS = {"strength_model": 1.0, "strength_clip": 1.0, "mode": "linear", "ignore_base_check": False}
+
+
+def base(graph: Graph, checkpoint: str = BASE_NAME) -> str:
+    return graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
+
+
+def training_graph(prompt: str = "a sks fox", size: int = 64, count: int = 2, **settings) -> Graph:
+    """Checkpoint, ``count`` flat pictures encoded as one batch, one caption, SODATrain."""
+    g = Graph()
+    model = base(g)
+    image = g.add("EmptyImage", width=size, height=size, batch_size=count, color=0x8040C0)
+    latent = g.add("VAEEncode", pixels=(image, 0), vae=(model, 2))
+    text = g.add("CLIPTextEncode", text=prompt, clip=(model, 1))
+    g.train = g.add("SODATrain", model=(model, 0), latents=(latent, 0), positive=(text, 0), **{**TRAIN, **settings})
+    return g
+
+
+def sampling(g: Graph, model: tuple[str, int], checkpoint: str, seed: int = 1) -> str:
+    """Two steps at 64 px; returns the id of the node that saves the picture."""
+    text = g.add("CLIPTextEncode", text="a sks fox", clip=(checkpoint, 1))
+    latent = g.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    samples = g.add(
+        "KSampler", model=model, positive=(text, 0), negative=(text, 0), latent_image=(latent, 0), seed=seed,
+        steps=2, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    image = g.add("VAEDecode", samples=(samples, 0), vae=(checkpoint, 2))
+    return g.add("PreviewImage", images=(image, 0))
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if "/nodes/" in str(item.path):
+            item.add_marker(pytest.mark.host)
