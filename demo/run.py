@@ -113,7 +113,8 @@ class Demo:
                 for column, file in adapters.items():
                     prompt = self.prompt("load_and_sample")
                     set_inputs(prompt, "SODALoadAdapter", adapter_name=file)
-                    set_inputs(prompt, "StringReplace", string=SAMPLE_PROMPT)
+                    # not the adapter's own trigger phrase: the same text for all, which also lets the host reuse the base
+                    set_inputs(prompt, "StringReplace", string=SAMPLE_PROMPT, replace="")
                     set_inputs(prompt, "KSampler", seed=seed)
                     both = self.server.images(self.run(prompt))[-1]
                     row.setdefault("base", both.crop((0, 0, SIZE, SIZE)))

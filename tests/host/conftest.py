@@ -67,7 +67,13 @@ def host(tmp_path_factory):
                 str(checkpoint(preset, stored)), output_vae=False, output_clip=False, model_options=options
             )[0]
 
-    return SimpleNamespace(base=base, core=core, model=model, checkpoint=checkpoint)
+    def model_and_clip(preset: str):
+        path = base / "models" / "checkpoints" / f"{preset}-clip.safetensors"
+        base_model.write(path, base_model.build(preset, clip="sparse", seed=3))
+        with torch.inference_mode():
+            return comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False)[:2]
+
+    return SimpleNamespace(base=base, core=core, model=model, model_and_clip=model_and_clip, checkpoint=checkpoint)
 
 
 FAMILIES = {"sd15-min": (768, 0), "sdxl-koala-min": (2048, 1280), "sd3-d2": (4096, 2048)}

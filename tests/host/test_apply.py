@@ -290,3 +290,32 @@ def test_the_store_keeps_within_its_limits(host, tmp_path) -> None:
     assert store.computed == 6
     store.get(weights[0], "svd", device)
     assert store.computed == 7, "the oldest was dropped"
+
+
+def test_text_encoder_layers_patch_the_clip(host, caplog) -> None:
+    """A file may hold text encoder layers beside the model's; each gets its own strength."""
+    import comfy.model_management
+    import comfy.utils
+
+    apply, soda = host.core("host.apply").apply_adapter, host.core("layer")
+    kronecker = host.core("kronecker")
+    model, clip = host.model_and_clip("sd15-min")
+    name = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj"
+    R = torch.linalg.matrix_exp(0.05 * (lambda A: A - A.T)(torch.randn(8, 8)))
+    layer = soda.SodaLayer("qr", [R, *kronecker.identity_factors([8, 12])], 0.01 * torch.randn(768))
+    adapter = host.core("adapter").SodaAdapter({name: layer}, {"title": "words"})
+    key = name.removeprefix("text_encoders.") + ".weight"
+    with torch.inference_mode():
+        W0 = comfy.utils.get_attr(clip.patcher.model, key).clone()
+        same_model, patched = apply(model, clip, adapter, strength_model=0.0, strength_clip=0.5)
+        comfy.model_management.load_models_gpu([patched.patcher])
+        found = comfy.utils.get_attr(clip.patcher.model, key).clone()
+        comfy.model_management.load_models_gpu([clip.patcher])
+        restored = comfy.utils.get_attr(clip.patcher.model, key).clone()
+        assert not same_model.patches and torch.equal(restored, W0)
+        torch.testing.assert_close(found.float(), layer.adapt(W0.float(), 0.5), atol=2e-4, rtol=2e-3)
+        assert (found - W0).abs().max() > 1e-3
+        errors = host.core("errors")
+        with pytest.raises(errors.BaseMismatchError, match="no layer of words"):
+            apply(model, None, adapter)
+        assert any("connect CLIP" in r.message for r in caplog.records)
