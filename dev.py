@@ -95,12 +95,16 @@ def setup() -> tuple[Path, Path]:
     """``(python, comfyui)``, built when missing. Safe to interrupt: an unfinished part is thrown away next time."""
     folder, host = environment_folder(), host_folder()
     python = environment_python(folder)
-    if not (folder / ".ready").exists():
-        build_environment(folder)
-    if not os.environ.get("COMFYUI_PATH") and not (host / ".ready").exists():
-        fetch_host(python, host)
-    if not (host / "main.py").is_file():
+    own = bool(os.environ.get("COMFYUI_PATH"))
+    if own and not (host / "main.py").is_file():
         raise SetupError(f"COMFYUI_PATH={host} holds no main.py; point it at the folder of a ComfyUI")
+    try:
+        if not (folder / ".ready").exists():
+            build_environment(folder)
+        if not own and not (host / ".ready").exists():
+            fetch_host(python, host)
+    except OSError as error:  # a full disk, a folder that may not be written
+        raise SetupError(f"{error}; SODA_DEV_CACHE chooses another place than {cache_root()}") from error
     return python, host
 
 
@@ -120,18 +124,32 @@ def build_environment(folder: Path) -> None:
         raise SetupError(
             f"only {free:.1f} GB free in {folder.parent}, 8 are needed; SODA_DEV_CACHE chooses another place"
         )
+    try:
+        install_environment(folder)
+    except BaseException:  # also Ctrl+C: half an environment is gigabytes nobody can use
+        say(f"set-up did not finish; removing {folder}")
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    (folder / ".ready").touch()
+    say(f"environment ready after {time.monotonic() - started:.0f} s")
+
+
+def install_environment(folder: Path) -> None:
     run([sys.executable, "-m", "venv", folder], "could not make a virtual environment")
     python = environment_python(folder)
     pip = [python, "-m", "pip"]
     quiet = ["install", "-qq", "--no-input", "--disable-pip-version-check"]
+    say("1/3 torch")
     # These three must come from one build; a locally configured index may hold only one of them.
-    run([*pip, "--isolated", *quiet, *locked("torch")], "could not install torch")
+    run([*pip, "--isolated", *quiet, *locked("torch")], "could not install torch; is there a network?")
+    say("2/3 ComfyUI's requirements and the development tools")
     with tempfile.TemporaryDirectory() as temporary:
         requirements = Path(temporary, "requirements.txt")
         requirements.write_text("\n".join(locked("packages")), "utf-8")
         run([*pip, *quiet, "-r", requirements], "could not install the packages of requirements-dev.lock")
-    (folder / ".ready").touch()
-    say(f"environment ready after {time.monotonic() - started:.0f} s")
+    say("3/3 check")
+    run([python, "-c", "import torch, torchvision, torchaudio"],
+        "torch, torchvision and torchaudio are installed but do not fit together")  # fmt: skip
 
 
 def fetch_host(python: Path, target: Path) -> None:
@@ -172,7 +190,7 @@ def extract(archive: Path, target: Path) -> None:
 
 def environment(host: Path) -> dict[str, str]:
     """Variables for everything that runs in the environment."""
-    # Idle OpenMP threads that spin slow every small step manifold when other work shares the cores.
+    # Idle OpenMP threads that spin make small steps many times slower when other work shares the cores.
     return {**os.environ, "COMFYUI_PATH": str(host), "SODA_DEV_CACHE": str(cache_root()), "OMP_WAIT_POLICY": "passive"}
 
 
@@ -212,14 +230,18 @@ def serve(arguments: list[str]) -> int:
     link_pack(base / "custom_nodes" / "soda")
     for name in ("input", "output", "user", "temp"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    port = free_port(8188)
-    has_gpu = subprocess.run(
-        [python, "-c", "import torch, sys; sys.exit(not (torch.cuda.is_available() or torch.mps.is_available()))"],
-        check=False,
-    ).returncode == 0  # fmt: skip
-    say(f"models go to {base / 'models'}; open http://127.0.0.1:{port} once it says so; Ctrl+C ends it")
+    probe = "import torch, sys; sys.exit(not torch.accelerator.is_available())"
+    has_gpu = subprocess.run([python, "-c", probe], check=False).returncode == 0
+    chosen = []
+    if not has_gpu and "--cpu" not in arguments:
+        chosen.append("--cpu")
+    if not any(argument.split("=")[0] == "--port" for argument in arguments):
+        port = free_port(8188)
+        chosen += ["--port", str(port)]
+        say(f"open http://127.0.0.1:{port} once it says so; Ctrl+C ends it")
+    say(f"models, inputs and outputs are in {base}")
     command = [python, host / "main.py", "--base-directory", base, "--database-url", "sqlite:///:memory:",
-               "--disable-api-nodes", "--port", str(port), *([] if has_gpu else ["--cpu"]), *arguments]  # fmt: skip
+               "--disable-api-nodes", *chosen, *arguments]  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
         return subprocess.run([str(c) for c in command], env=environment(host), check=False).returncode
     return 0
@@ -280,6 +302,9 @@ def main(arguments: list[str]) -> int:
     except SetupError as error:
         say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
     say(f"unknown command {arguments[0]!r}; choose one of setup, {', '.join(commands)}")
     return 2
 

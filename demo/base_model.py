@@ -2,7 +2,7 @@
 """Makes small base checkpoints with random weights that a stock ComfyUI loads with "Load Checkpoint".
 
 Nothing is downloaded: a seed decides every weight. Each preset has the real key names, and the real widths where the
-host checks them, of its family (sd15, sdxl, sd3), only fewer blocks. Pictures sampled from them are abstract; the VAE is
+host checks them, of its family (sd15, sdxl, sd3), only fewer blocks. Sampled pictures are abstract; the VAE is
 set by hand (mean colour of 8 x 8 pixel blocks), so a picture survives encoding and decoding.
 
     python demo/base_model.py sd15-1 base.safetensors [--clip full|sparse|none] [--dtype f16|bf16|f32] [--seed 0]
@@ -243,7 +243,8 @@ def clip_g(width: int = 1280, layers: int = 32) -> Shapes:
 
 # outputs of residual branches are small, so that deep models do not blow up
 _RESIDUAL = (
-    ".out_layers.3.", ".to_out.0.", ".ff.net.2.", ".proj_out.", ".mlp.fc2.", ".attn.proj.", ".out_proj.", ".mlp.c_proj.",
+    ".out_layers.3.", ".to_out.0.", ".ff.net.2.", ".proj_out.", ".mlp.fc2.", ".attn.proj.", ".out_proj.",
+    ".mlp.c_proj.",
 )  # fmt: skip
 _NORMS = (
     "in_layers.0.", "out_layers.0.", ".norm.", ".norm1.", ".norm2.", ".norm3.", "out.0.", "layer_norm", "ln_1", "ln_2",

@@ -65,7 +65,7 @@ def glyph(font: ImageFont.FreeTypeFont, symbol: str) -> Image.Image:
 
 
 def placed(cut_out: Image.Image, height: float, place: tuple[float, float], tilt: float) -> Image.Image:
-    """The glyph on an empty picture; ``height`` and ``place`` (its middle) are parts of the picture, tilt in degrees."""
+    """The glyph on an empty picture; ``height`` and ``place`` (its middle) are parts of the picture, tilt is in °."""
     full = SIZE * SCALE
     factor = height * full / cut_out.height
     size = (round(cut_out.width * factor), round(cut_out.height * factor))

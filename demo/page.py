@@ -36,6 +36,7 @@ class Training:
     kilobytes: float
     settings: dict[str, Any]
     seconds: float
+    loss: tuple[float, float]  #: at the first step, and the mean of the last twenty
 
 
 # ---------------------------------------------------------------------------------------------------------- sheet
@@ -111,7 +112,15 @@ def _training(training: Training) -> str:
         for picture, caption in training.pictures
     )
     settings = ", ".join(f"{name} {training.settings[name]}" for name in SHOWN_SETTINGS if name in training.settings)
-    facts = f"{_text(training.file)} · {training.kilobytes:.0f} kB · {_duration(training.seconds)} · {_text(settings)}"
+    facts = " · ".join(
+        [
+            f"loss {training.loss[0]:.2f} → {training.loss[1]:.2f}",
+            _text(training.file),
+            f"{training.kilobytes:.0f} kB",
+            _duration(training.seconds),
+            _text(settings),
+        ]
+    )
     return f"""<section><h2>Train the {training.what}</h2><div class="pictures">{pictures}</div>
     <div class="two charts"><figure>{_picture(training.curve, "loss curve")}<figcaption>Loss over steps</figcaption>
     </figure><figure>{_picture(training.portrait, "spectral shift and rotation per layer")}
@@ -149,7 +158,8 @@ body { margin: 0 auto; max-width: 1180px; padding: 32px 24px 64px; background: v
 h1 { font-size: 34px; margin: 0 0 8px; } h2 { font-size: 20px; margin: 0 0 12px; }
 header p { max-width: 62em; margin: 6px 0; } .honest { color: var(--dim); border-left: 3px solid var(--accent);
   padding-left: 12px; }
-section { background: var(--panel); border: 1px solid var(--line); border-radius: 12px; padding: 22px; margin-top: 24px; }
+section { background: var(--panel); border: 1px solid var(--line); border-radius: 12px; padding: 22px;
+  margin-top: 24px; }
 img { display: block; width: 100%; border-radius: 6px; } figure { margin: 0; }
 figcaption, small, .facts { color: var(--dim); font-size: 13px; } figcaption { margin-top: 6px; }
 .grid { display: grid; grid-template-columns: 64px repeat(4, 1fr); gap: 10px; align-items: center; }

@@ -6,8 +6,8 @@
         entry = server.queue(server.convert(workflow))
         pictures = server.images(entry)
 
-The host is the unmodified program at ``COMFYUI_PATH``, run with the Python that runs this file. It works in a folder of
-its own (models, input, output, user, temp, custom_nodes with this pack), so nothing of a user's installation is touched.
+The host is the unmodified program at ``COMFYUI_PATH``, run with the Python that runs this file. It works in a folder
+of its own (models, input, output, user, temp, custom_nodes with this pack): a user's installation is not touched.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ START_ATTEMPTS = 3  # a free port can be taken by another program before the hos
 TAIL_LINES = 40
 
 OnProgress = Callable[[str, int, int], None]  #: node id, value, maximum
+OnBinary = Callable[[bytes], None]  #: a binary websocket message: previews and texts on nodes
 OnEvent = Callable[[str, dict[str, Any]], None]  #: type and data of any websocket message
 
 
@@ -279,6 +280,7 @@ class Server:
         on_progress: OnProgress | None = None,
         *,
         on_event: OnEvent | None = None,
+        on_binary: OnBinary | None = None,
         workflow: Mapping[str, Any] | None = None,
         timeout: float = 3600,
     ) -> dict[str, Any]:
@@ -289,13 +291,14 @@ class Server:
             PromptInterrupted: when it was cancelled.
             ServerError: when the host dies or takes longer than ``timeout`` seconds.
         """
-        return asyncio.run(self._queue(prompt, on_progress, on_event, workflow, timeout))
+        return asyncio.run(self._queue(prompt, on_progress, on_event, on_binary, workflow, timeout))
 
     async def _queue(
         self,
         prompt: Mapping[str, Any],
         on_progress: OnProgress | None,
         on_event: OnEvent | None,
+        on_binary: OnBinary | None,
         workflow: Mapping[str, Any] | None,
         timeout: float,
     ) -> dict[str, Any]:
@@ -309,7 +312,7 @@ class Server:
             while time.monotonic() < deadline:
                 try:
                     message = await socket_.receive(timeout=2)
-                except asyncio.TimeoutError:  # noqa: UP041 - two types before Python 3.11
+                except asyncio.TimeoutError:  # two types before Python 3.11
                     message = None
                 if message is not None and message.type == aiohttp.WSMsgType.TEXT:
                     event = json.loads(message.data)
@@ -322,6 +325,8 @@ class Server:
                     if not ended:
                         continue
                 elif message is not None and message.type == aiohttp.WSMsgType.BINARY:
+                    if on_binary:
+                        on_binary(message.data)
                     continue
                 elif message is not None:
                     break  # closed: what has happened is in the history or the log
@@ -389,8 +394,8 @@ class Server:
         lines = [error.get("message", "the prompt is not valid") if isinstance(error, dict) else str(error)]
         node_errors = answer.get("node_errors") or {}
         for node_id, node in node_errors.items():
-            for detail in node.get("errors", []):
-                lines.append(f"node {node_id} ({node.get('class_type')}): {detail['message']}: {detail['details']}")
+            where = f"node {node_id} ({node.get('class_type')})"
+            lines += [f"{where}: {detail['message']}: {detail['details']}" for detail in node.get("errors", [])]
         first = next(iter(node_errors), "")
         return PromptError("; ".join(lines), node_id=first, node_type=prompt.get(first, {}).get("class_type", ""))
 

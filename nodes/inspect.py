@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..soda_core.host.apply import base_report
 from ..soda_core.host.inspection import metadata_text, picture
 from .common import CATEGORY, SodaAdapterType
 
@@ -20,7 +21,15 @@ class SodaInspectAdapter(io.ComfyNode):
             "size, and everything its file says about itself.",
             search_aliases=["soda", "adapter info", "lora info", "metadata", "spectrum"],
             is_output_node=True,
-            inputs=[SodaAdapterType.Input("adapter", tooltip="From Load SODA Adapter, Train SODA or Merge.")],
+            inputs=[
+                SodaAdapterType.Input("adapter", tooltip="From Load SODA Adapter, Train SODA or Merge."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Connect a base model to run the base check against it: how well each layer's spectral "
+                    "shift is reproduced on these weights.",
+                ),
+            ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             outputs=[
                 io.Image.Output(display_name="picture", tooltip="Shift and rotation angles per layer."),
@@ -29,6 +38,10 @@ class SodaInspectAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter) -> io.NodeOutput:
+    def execute(cls, adapter, model=None) -> io.NodeOutput:
         image = picture(adapter)
-        return io.NodeOutput(image, metadata_text(adapter), ui=ui.PreviewImage(image, cls=cls))
+        text = metadata_text(adapter)
+        if model is not None:
+            checked = base_report(model, adapter)
+            text += f"\n\n{checked.summary()}\n\n{checked.table()}"
+        return io.NodeOutput(image, text, ui=ui.PreviewImage(image, cls=cls))

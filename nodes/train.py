@@ -13,7 +13,7 @@ from ..soda_core.host.training import RunOptions, TrainingData, train_in_graph
 from ..soda_core.targets import LAYER_PRESETS
 from ..soda_core.training.settings import FACTOR_PRESETS, TrainSettings
 from .common import CATEGORY, LossMapType, adapter_output, filename_prefix
-from .graph import graph_metadata
+from .graph import graph_metadata, progress_text
 
 _DEFAULT = TrainSettings()
 _LIST_INPUTS = ("latents", "positive", "base_positive", "class_latents", "class_positive", "negative")
@@ -292,7 +292,10 @@ class SodaTrain(io.ComfyNode):
         dtype = values.pop("training_dtype")
         data = TrainingData(**{n: values.pop(n) for n in (*_LIST_INPUTS, "vae") if n in values})
         options = RunOptions(
-            dtype=dtype, graph=graph_metadata(cls.hidden), **{n: values.pop(n) for n in _OPTION_INPUTS if n in values}
+            dtype=dtype,
+            graph=graph_metadata(cls.hidden),
+            show=progress_text(cls.hidden.unique_id),
+            **{n: values.pop(n) for n in _OPTION_INPUTS if n in values},
         )
         result = train_in_graph(model[0], data, TrainSettings(**values), options)
         patched, _ = apply_adapter(model[0], None, result.adapter)

@@ -114,6 +114,13 @@ class BaseReport:
             text += f"; worst layers: {worst}"
         return text
 
+    def table(self) -> str:
+        """A line per layer, worst first."""
+        lines = [f"{'spectral':>9}  {'base':>9}  layer"]
+        for name, check in self.worst(len(self.layers)):
+            lines.append(f"{check.spectral_error:>9.2%}  {check.base_distance:>9.2%}  {name}")
+        return "\n".join(lines)
+
     def enforce(self, name: str, ignore: bool) -> None:
         """Raise above :data:`REFUSE_ABOVE` unless told to go on."""
         if self.spectral_error > REFUSE_ABOVE and not ignore:

@@ -235,7 +235,8 @@ def report(subject: SodaAdapter, style: SodaAdapter, rows: Mapping[str, Interfer
         known = [v for v in values if v is not None]
         if known:
             mean = sum(known) / len(known)
-            lines.append(f"{label}: mean {mean:+.3f}{unit}, largest {max(known, key=abs):+.3f}{unit}")
+            largest, sign = max(known, key=abs), "" if unit else "+"
+            lines.append(f"{label}: mean {mean:{sign}.3f}{unit}, largest {largest:{sign}.3f}{unit}")
         elif label == "cosine of the deltas":
             lines.append("cosine of the deltas: connect the base model to measure it")
     lines.append("0 = the two changes do not meet, 1 = the same change twice, -1 = they cancel")
@@ -244,8 +245,12 @@ def report(subject: SodaAdapter, style: SodaAdapter, rows: Mapping[str, Interfer
     order = sorted(rows.items(), key=lambda item: -abs(item[1].cosine or item[1].shift_cosine or 0.0))
     for name, row in order:
         cells = [
-            f"{value:+.3f}{unit}" if value is not None else "-"
-            for value, unit in ((row.cosine, ""), (row.shift_cosine, ""), (row.rotation_distance, "°"))
+            format(value, style) + unit if value is not None else "-"
+            for value, style, unit in (
+                (row.cosine, "+.3f", ""),
+                (row.shift_cosine, "+.3f", ""),
+                (row.rotation_distance, ".2f", "°"),
+            )
         ]
-        lines.append("  ".join(f"{cell:>9}" for cell in cells) + f"  {name}")
+        lines.append("  ".join(f"{cell:>9}" for cell in cells) + f"  {name.removeprefix('diffusion_model.')}")
     return "\n".join(lines)

@@ -64,7 +64,8 @@ def apply_adapter(
         results.append((clone, patches, strength if mode == "linear" else 1.0))
     report = BaseReport(checks)
     report.enforce(adapter.title, ignore_base_check)
-    logging.log(logging.WARNING if report.spectral_error > WARN_ABOVE else logging.INFO, "SODA: %s", report.summary())
+    level = logging.WARNING if report.spectral_error > WARN_ABOVE else logging.INFO
+    logging.log(level, "SODA: %s", report.summary())
     for clone, patches, strength in results:
         if not patches:
             continue
@@ -130,9 +131,8 @@ def _patches(
 
 
 def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:
-    """The pristine weight and decompositions of a layer by name, with a progress bar over the shared layers."""
-    first, second = adapters
-    steps = Steps(len(set(first.layers) & set(second.layers)))
+    """The pristine weight and decompositions of a layer that all adapters have, with a progress bar over them."""
+    steps = Steps(len(set.intersection(*(set(adapter.layers) for adapter in adapters))))
     device, keys = base.compute_device(model), set(model.model_state_dict())
 
     def look_up(name: str) -> tuple[torch.Tensor, dict[Decomposition, Spectrum]] | None:
@@ -147,3 +147,17 @@ def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:
         return stored.to(device), spectra_of(lambda: stored, sorted(kinds), device)
 
     return look_up
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def base_report(model: Any, adapter: SodaAdapter) -> BaseReport:
+    """The base check of every layer the model has, without applying anything."""
+    look_up = weight_lookup(model, adapter)
+    checks = {}
+    for name, layer in adapter.layers.items():
+        found = look_up(name)
+        check = None if found is None else layer.spectral_error(*found)
+        if check is not None:
+            checks[name] = check
+    return BaseReport(checks)

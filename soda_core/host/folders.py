@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 from PIL import Image
+from server import PromptServer
 
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
@@ -70,7 +71,15 @@ def save_adapter(adapter: SodaAdapter, prefix: str) -> str:
     listed = os.path.join(subfolder, file_name)
     folder_paths.filename_list_cache.pop(FOLDER, None)  # a new file must be in the list at once
     logging.info("SODA: saved %s", listed)
+    announce(listed)
     return listed
+
+
+def announce(name: str) -> None:
+    """Tell open front ends that there is a new adapter; ``web/refresh.js`` listens."""
+    instance = getattr(PromptServer, "instance", None)  # none when the host's modules are used without its server
+    if instance is not None:
+        instance.send_sync("soda.saved", {"name": name})
 
 
 def save_preview(picture: Image.Image, prefix: str, step: int) -> None:

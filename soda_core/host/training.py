@@ -40,6 +40,11 @@ from .spectra import Steps, store
 TrainingDtype = Literal["auto", "fp32", "bf16", "model"]
 _DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "model": None}
 
+_OUT_OF_MEMORY = (
+    "the device ran out of memory; turn on gradient_checkpointing, lower batch_size (and raise accumulation instead), "
+    "train smaller pictures or fewer layers. Anything trained so far is saved as <name>-interrupted"
+)
+
 PREVIEW_SIZE = 512
 PREVIEW_SAMPLER = ("euler", "normal")
 
@@ -69,6 +74,7 @@ class RunOptions:
     preview_every: int = 0
     preview_steps: int = 20
     graph: dict[str, str] = field(default_factory=dict)  #: workflow and prompt JSON, kept in the file
+    show: Callable[[str], None] = lambda text: None  #: a line of text on the node
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class _Run:
             train(self.trainable, self._batch_loss, self._on_step, self.progress)
         except BaseException as error:  # the host's cancel is no Exception; nothing trained may be lost
             self._rescue(error)
+            if isinstance(error, Exception) and mm.is_oom(error):
+                raise TrainingError(_OUT_OF_MEMORY) from error
             raise
         adapter = self._adapter()
         self.saved_name = folders.save_adapter(adapter, self.options.filename_prefix)
@@ -322,11 +330,19 @@ class _Run:
 
     def _start_reporting(self) -> None:
         self._bar = comfy.utils.ProgressBar(self.settings.steps)
-        self._started = self._logged = time.monotonic()
+        self._started = self._logged = self._shown = time.monotonic()
 
     def _on_step(self, progress: Progress) -> None:
         step, total = progress.step, self.settings.steps
         now = time.monotonic()
+        if now - self._shown > 0.5 or step in (1, total):
+            self._shown = now
+            recent = progress.losses[-20:]
+            rate = step / (now - self._started)
+            self.options.show(
+                f"step {step}/{total}   loss {sum(recent) / len(recent):.4f}   {rate:.2f} steps/s   "
+                f"{_duration((total - step) / rate)} left"
+            )
         if now - self._logged > 5 or step in (1, total):
             self._logged = now
             recent = progress.losses[-20:]
@@ -385,6 +401,12 @@ class _Run:
 
 def _auto_dtype(device: torch.device) -> TrainingDtype:
     return "bf16" if device.type != "cpu" and mm.should_use_bf16(device) else "fp32"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class _AdaptedForward:

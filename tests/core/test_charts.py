@@ -36,7 +36,7 @@ def test_odd_losses_still_make_a_picture(losses) -> None:
 
 def test_a_nan_is_a_gap() -> None:
     broken = loss_curve([1.0, 0.9, 0.8, math.nan, math.nan, math.nan, 0.6, 0.5], smoothing=0.0)
-    gap = {x for x in range(300, 400)} & set(accent_rows(broken))
+    gap = set(range(300, 400)) & set(accent_rows(broken))
     assert not gap and set(accent_rows(loss_curve([1.0, 0.9, 0.8, 0.7, 0.7, 0.7, 0.6, 0.5], smoothing=0.0))) >= gap
 
 
@@ -54,10 +54,8 @@ def test_many_points_are_thinned_but_keep_their_extremes() -> None:
 
 def rows(count: int, shift: float = 0.1, angle: float = 3.0) -> list[LayerRow]:
     g = torch.Generator().manual_seed(0)
-    return [
-        LayerRow(f"net.block.{i}.to_q", shift * torch.randn(64, generator=g), angle * torch.rand(64, generator=g), 99, (64, 64))
-        for i in range(count)
-    ]  # fmt: skip
+    shifts, angles = shift * torch.randn(count, 64, generator=g), angle * torch.rand(count, 64, generator=g)
+    return [LayerRow(f"net.block.{i}.to_q", shifts[i], angles[i], 99, (64, 64)) for i in range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 32, 700])

@@ -96,12 +96,15 @@ def test_merge_apply_save_inspect_in_one_graph(server, trained, method) -> None:
     applied = g.add("SODAApplyAdapter", model=(model, 0), adapter=(merged, 0), **STRENGTHS)
     g.picture = sampling(g, (applied, 0), model)
     g.add("SODASaveAdapter", adapter=(merged, 0), filename_prefix=f"merged/{method}")
-    inspect = g.add("SODAInspectAdapter", adapter=(merged, 0))
+    inspect = g.add("SODAInspectAdapter", adapter=(merged, 0), model=(model, 0))
+    said = g.add("PreviewAny", source=(inspect, 1))
     report = g.add("PreviewAny", source=(merged, 1))
     entry = server.queue(g.nodes)
     text = entry["outputs"][report]["text"][0]
     assert f"{method} merge: 0.8 x subject + 0.6 x style" in text and "cosine of the deltas: mean" in text
     assert server.images(entry, inspect)[0].size[0] == 1024
+    metadata = entry["outputs"][said]["text"][0]
+    assert "spectral part off by 0.0" in metadata and metadata.count("attn") >= 8
     (saved,) = (server.soda / "merged").glob(f"{method}_*")
     reloaded = picture(server, loading_graph(f"merged/{saved.name}"))
     (shown,) = server.images(entry, g.picture)
@@ -144,10 +147,17 @@ def test_a_stock_lora_beside_soda_in_both_orders(server, trained) -> None:
 
 
 def test_progress_and_a_second_prompt_after_the_first(server) -> None:
-    steps = []
+    steps, texts, events = [], [], []
     g = training_graph(steps=6, preview_every=3, filename_prefix="progress", seed=11)
-    entry = server.queue(g.nodes, lambda node, value, total: steps.append((node, value, total)))
+    entry = server.queue(
+        g.nodes,
+        lambda node, value, total: steps.append((node, value, total)),
+        on_event=lambda kind, data: events.append((kind, data)),
+        on_binary=lambda data: texts.append(data.decode(errors="replace")),
+    )
     assert (g.train, 6, 6) in steps
+    assert ("soda.saved", {"name": "progress_00001_.safetensors"}) in events, "front ends refresh their lists"
+    assert any("step 6/6   loss" in text for text in texts), "loss and speed show on the node"
     assert server.images(entry, g.train)[0].size == (768, 432), "the loss curve shows on the node"
     first = server.submit(training_graph(seed=12).nodes)
     second = server.submit(training_graph(seed=13).nodes)
