@@ -31,7 +31,7 @@ from ..spectral import Decomposition, Spectrum, decompose, from_tensors
 def fingerprint(weight: Tensor) -> str:
     """Hash of a weight's content, shape and dtype."""
     digest = hashlib.blake2b(f"{tuple(weight.shape)} {weight.dtype}".encode(), digest_size=20)
-    digest.update(weight.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(weight.contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -34,7 +34,7 @@ from ..version import VERSION
 from . import base, folders
 from .dataset import Buckets, Example, batch_conds, prepare
 from .objective import draw_sigmas, output_error, output_scale, signal_to_noise
-from .shadow import checkpointed_blocks, shadow_patcher
+from .shadow import checkpointed_blocks, ordinary, shadow_patcher
 from .spectra import Steps, store
 
 TrainingDtype = Literal["auto", "fp32", "bf16", "model"]
@@ -234,7 +234,9 @@ class _Run:
         """Route the shadow's modules through the adapter; they are ours alone."""
         for name, layer in trainable.layers.items():
             module = comfy.utils.get_attr(self.patcher.model, name)
-            module.forward = _AdaptedForward(self, module, layer)
+            key = base.weight_key(name)
+            pristine = ordinary(self.weights[name]).to(self.device) if key in self.source.patches else None
+            module.forward = _AdaptedForward(self, module, layer, pristine)
         if self.options.gradient_checkpointing:
             for block in checkpointed_blocks(self.patcher.model):
                 block.forward = _Checkpointed(block.forward)  # type: ignore[method-assign]
@@ -371,9 +373,10 @@ class _Run:
                 self.patcher, noise, self.options.preview_steps, 6.0 if self.data.negative else 1.0, sampler,
                 scheduler, positive, negative, latent, disable_pbar=True, seed=self.settings.seed,
             )  # fmt: skip
-        finally:
+            picture = self._decode(samples)
+        finally:  # sampling and decoding may have moved our model off the device
+            mm.load_models_gpu([self.patcher])
             self.patcher.pre_run()
-        picture = self._decode(samples)
         if picture is not None:
             step = self.progress.step
             folders.save_preview(picture, self.options.filename_prefix, step)
@@ -410,18 +413,26 @@ def _duration(seconds: float) -> str:
 
 
 class _AdaptedForward:
-    """Replaces a shadow module's forward; whichever of the two ways is cheaper for the activations at hand."""
+    """Replaces a shadow module's forward; whichever of the two ways is cheaper for the activations at hand.
 
-    def __init__(self, run: _Run, module: torch.nn.Module, layer: TrainableLayer) -> None:
+    Args:
+        pristine: the base weight of a module that the MODEL's own patches change (a LoRA in front).
+    """
+
+    def __init__(
+        self, run: _Run, module: torch.nn.Module, layer: TrainableLayer, pristine: Tensor | None = None
+    ) -> None:
         self.run, self.module, self.layer, self.plain = run, module, layer, module.forward
+        self.adapt = layer.weight if pristine is None else functools.partial(layer.weight, pristine=pristine)
+        self.by_weight = len(layer.shape) > 2 or pristine is not None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.run.adapter_on:
             return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         layer = self.layer
-        if len(layer.shape) > 2 or layer.by_weight(x.numel() // x.shape[-1]):
+        if self.by_weight or layer.by_weight(x.numel() // x.shape[-1]):
             functions = self.module.weight_function
-            self.module.weight_function = [*list(functions), layer.weight]  # type: ignore[arg-type, assignment]
+            self.module.weight_function = [*list(functions), self.adapt]  # type: ignore[arg-type, assignment]
             try:
                 return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
             finally:

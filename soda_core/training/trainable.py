@@ -34,10 +34,20 @@ class TrainableLayer:
         self.factors: list[Tensor] = []
         self.shift: Tensor | None = None
 
-    def weight(self, W: Tensor) -> Tensor:
-        """The adapted weight, in W's shape and dtype; differentiable in factors and shift."""
-        flat = W.flatten(1).to(result_dtype(W))
-        return adapted_weight(flat, self.factors, self.shift, self.spectrum).reshape(W.shape).to(W.dtype)
+    def weight(self, W: Tensor, pristine: Tensor | None = None) -> Tensor:
+        """The adapted weight, in W's shape and dtype; differentiable in factors and shift.
+
+        Args:
+            W: the weight in use.
+            pristine: the base weight, where something else (a LoRA) has changed W already: then the change is computed
+                from the base and added, just as a loaded adapter's is.
+        """
+        base = W if pristine is None else pristine
+        flat = base.flatten(1).to(result_dtype(base))
+        adapted = adapted_weight(flat, self.factors, self.shift, self.spectrum)
+        if pristine is not None:
+            adapted = W.flatten(1) + (adapted - flat)
+        return adapted.reshape(W.shape).to(W.dtype)
 
     def rotate_input(self, x: Tensor) -> Tensor:
         """``Kᵀ x`` for activations ``(*batch, in)``, in x's dtype."""

@@ -208,7 +208,7 @@ def test_layer_presets_train(host, model, layers) -> None:
 
 
 def test_a_lora_in_front_is_trained_on_top_of(host, model) -> None:
-    """Patches on the MODEL stay in place while training: the loss differs from that of the bare model."""
+    """Patches on the MODEL stay in place while training, and loading behind the same LoRA gives what was trained."""
     import comfy.sd
 
     name = next(n for n in host.core("host.base").layer_shapes(model) if n.endswith("attn1.to_v"))
@@ -216,6 +216,33 @@ def test_a_lora_in_front_is_trained_on_top_of(host, model) -> None:
     with torch.inference_mode():
         patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
     assert train(host, patched, steps=1).losses != train(host, model, steps=1).losses
+    trained, applied = trained_and_applied(host, patched)
+    torch.testing.assert_close(applied, trained, atol=1e-4, rtol=1e-4)
+
+
+def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
+    """One prediction by the model in training, and one by the loaded adapter."""
+    import comfy.model_management
+
+    training, config = host.core("host.training"), host.core("training.settings")
+    settings = config.TrainSettings(steps=4, rotation_lr=0.05, shift_lr=0.05, loss="mse")
+    data = training.TrainingData([latents(model)], [conditioning(PRESET)])
+    sigma = torch.tensor([0.7])
+    with torch.inference_mode(), training._host_state(model):
+        run = training._Run(model, data, settings, training.RunOptions(filename_prefix="t/twice"))
+        try:
+            adapter = run.run().adapter
+            run.trainable.begin_step()
+            example = run.pictures.groups[0][0]
+            conds = host.core("host.dataset").batch_conds([example.conds], run.device)
+            with torch.no_grad():
+                trained = run._forward(example.latent, sigma, [example.conds])
+        finally:
+            run.close()
+    with torch.inference_mode():
+        applied, _ = host.core("host.apply").apply_adapter(model, None, adapter)
+        comfy.model_management.load_models_gpu([applied])
+        return trained, applied.model.apply_model(example.latent, sigma, **conds)
 
 
 def test_no_second_copy_of_the_model(host, model) -> None:
