@@ -397,9 +397,7 @@ class _Run:
 
     def _adapter(self) -> SodaAdapter:
         assert self.trainable is not None
-        on_device = {name: weight.to(self.device) for name, weight in self.weights.items()}
-        metadata = self.metadata | {"steps": self.progress.step}
-        return self.trainable.to_adapter(on_device, metadata)
+        return self.trainable.to_adapter(self.weights, self.metadata | {"steps": self.progress.step})
 
 
 def _auto_dtype(device: torch.device) -> TrainingDtype:
