@@ -355,7 +355,7 @@ def _hand_set(shapes: Shapes) -> dict[str, Tensor]:
         w[f"{encoder}.14.bias"][channel] = -2
     tent = torch.tensor([0.25, 0.5, 0.25])
     for colour in range(3):
-        # 0.27 instead of 0.25 undoes what tanh clamping of the decoder takes away
+        # a little above 1/4: the decoder first clamps latents with a tanh
         w[f"{decoder}.1.weight"][colour, colour, 1, 1] = 0.27
         w[f"{decoder}.1.bias"][colour] = 0.5
         for number in (7, 12, 17):
@@ -484,7 +484,7 @@ def write(path: str | os.PathLike[str], parts: Parts, dtype: str = "f16", te_dty
                 if tensor.ndim and not any(tensor.stride()):
                     file.seek(tensor.numel() * kind.itemsize, os.SEEK_CUR)
                     continue
-                data = memoryview(tensor.to(kind).contiguous().reshape(-1).view(torch.uint8).numpy())
+                data = tensor.to(kind).contiguous().reshape(-1).view(torch.uint8).numpy().data
                 for at in range(0, len(data), _CHUNK):
                     chunk = data[at : at + _CHUNK]
                     if len(chunk) == _CHUNK and not any(chunk[:64]) and not any(chunk):

@@ -235,7 +235,7 @@ def train(
         images=resize[0], vae=checkpoint["VAE"], clip=checkpoint["CLIP"], texts=pictures["texts"],
     )  # fmt: skip
     shorten = g.add(
-        "StringReplace", (0, 734), (340, 190), f"Captions without '{placeholder}'",
+        "StringReplace", (0, 734), (340, 190), f"Captions without '{placeholder.strip()}'",
         string=pictures["texts"], find=placeholder, replace="",
     )  # fmt: skip
     base_captions = _encode(g, (0, 974), checkpoint["CLIP"], shorten[0], "Base captions")
@@ -306,21 +306,21 @@ def merge_subject_and_style(object_info: dict[str, Any]) -> dict[str, Any]:
         for y, title, file in ((250, "Subject", SUBJECT_FILE), (550, "Style", STYLE_FILE))
     ]  # fmt: skip
     merge = g.add(
-        "SODAMerge", (420, 0), (360, 190), colour=PURPLE,
+        "SODAMerge", (420, 0), (540, 190), colour=PURPLE,
         subject=loaders[0]["adapter"], style=loaders[1]["adapter"], model=checkpoint["MODEL"],
     )  # fmt: skip
-    save_adapter = g.add("SODASaveAdapter", (420, 250), (360, 110), colour=PURPLE, adapter=merge["adapter"])
-    report = g.add("PreviewAny", (420, 420), (360, 380), "Interference report", source=merge["report"])
+    save_adapter = g.add("SODASaveAdapter", (420, 250), (540, 110), colour=PURPLE, adapter=merge["adapter"])
+    report = g.add("PreviewAny", (420, 420), (540, 380), "Interference report", source=merge["report"])
 
     apply = g.add(
-        "SODAApplyAdapter", (860, 0), (320, 230), colour=PURPLE, model=checkpoint["MODEL"], adapter=merge["adapter"]
+        "SODAApplyAdapter", (1040, 0), (320, 230), colour=PURPLE, model=checkpoint["MODEL"], adapter=merge["adapter"]
     )
-    positive = _encode(g, (860, 290), checkpoint["CLIP"], "a sks fox in zqx style", "Prompt")
-    negative = _encode(g, (860, 450), checkpoint["CLIP"], NEGATIVE, "Negative prompt")
-    latent = g.add("EmptyLatentImage", (860, 610), (340, 110), width=SIZE, height=SIZE, batch_size=1)
-    sampler = _sampler(g, (1230, 0), apply["MODEL"], positive, negative, latent)
-    decode = g.add("VAEDecode", (1230, 330), (300, 60), samples=sampler[0], vae=checkpoint["VAE"])
-    save = g.add("SaveImage", (1610, 0), (480, 560), images=decode[0], filename_prefix="soda/merged")
+    positive = _encode(g, (1040, 290), checkpoint["CLIP"], "a sks fox in zqx style", "Prompt")
+    negative = _encode(g, (1040, 450), checkpoint["CLIP"], NEGATIVE, "Negative prompt")
+    latent = g.add("EmptyLatentImage", (1040, 610), (340, 110), width=SIZE, height=SIZE, batch_size=1)
+    sampler = _sampler(g, (1410, 0), apply["MODEL"], positive, negative, latent)
+    decode = g.add("VAEDecode", (1410, 330), (300, 60), samples=sampler[0], vae=checkpoint["VAE"])
+    save = g.add("SaveImage", (1790, 0), (480, 560), images=decode[0], filename_prefix="soda/merged")
 
     g.group("Base model", GROUP_BLUE, checkpoint)
     g.group("Two adapters of this base model", GROUP_PURPLE, *loaders)

@@ -175,7 +175,7 @@ def blueprint(cut_out: Image.Image, height: float, place: tuple[float, float], t
     paper.paste(line, mask=Image.fromarray((strength * 255).astype(np.uint8)))
 
     # dimension lines along the left and the bottom of the glyph
-    left, top, right, bottom = inside.getbbox()
+    left, top, right, bottom = inside.getbbox() or (0, 0, full, full)
     gap, tick = round(0.045 * full), round(0.015 * full)
     for ends in (((left, bottom + gap), (right, bottom + gap)), ((left - gap, top), (left - gap, bottom))):
         draw.line(ends, fill=line, width=SCALE)

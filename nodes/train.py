@@ -299,7 +299,8 @@ class SodaTrain(io.ComfyNode):
         )
         result = train_in_graph(model[0], data, TrainSettings(**values), options)
         patched, _ = apply_adapter(model[0], None, result.adapter)
-        curve = to_image_tensor(loss_curve(result.losses, title=result.adapter.title))
+        rates = result.learning_rates if len(set(result.learning_rates)) > 1 else None
+        curve = to_image_tensor(loss_curve(result.losses, title=result.adapter.title, learning_rates=rates))
         return io.NodeOutput(
             result.adapter,
             patched,
