@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import gc
 import logging
 import math
 import time
@@ -116,6 +117,7 @@ def _host_state(patcher: Any) -> Iterator[None]:
             yield
         finally:
             mm.in_training = was_training
+            gc.collect()  # module trees hold cycles; a GPU's memory must not wait for the collector
             mm.soft_empty_cache()
 
 
@@ -159,14 +161,17 @@ class _Run:
         return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, self.saved_name)
 
     def close(self) -> None:
-        """Take the shadow out of the host's list of loaded models."""
+        """Take the shadow out of the host's list of loaded models, and apart, so that its memory goes at once."""
         for i, loaded in reversed(list(enumerate(mm.current_loaded_models))):
             if loaded.model is self.patcher:
                 mm.current_loaded_models.pop(i)
                 if loaded.model_finalizer is not None:
                     loaded.model_finalizer.detach()
+        for module in self.patcher.model.modules():  # replaced forwards refer back to this run
+            module.__dict__.pop("forward", None)
         if self.trainable is not None:
             self.trainable.layers.clear()
+        del self.patcher
 
     def _rescue(self, error: BaseException) -> None:
         if not self.progress.step:
