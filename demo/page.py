@@ -85,8 +85,8 @@ def write_page(
         f"""<header><h1>SODA in ComfyUI</h1>
         <p>A subject and a style, each learned from five pictures, then merged without any training:
         everything on this page was made in {seconds / 60:.1f} minutes by the workflows that come with the pack.</p>
-        <p class="honest">The base model here ({_text(base)}) is tiny and was never trained on pictures, so what it
-        paints is abstract: look at how the adapters change it, not at what it shows.</p></header>""",
+        <p class="honest">The base model here ({_text(base)}) is tiny and its weights are random, so what it paints is
+        abstract: look at how the adapters change it, not at what it shows.</p></header>""",
         f"<section><h2>Same prompt, same seeds</h2><p>“{_text(prompt)}”</p>{_grid(samples)}</section>",
         *(_training(training) for training in trainings),
         f"""<section><h2>Merge</h2><p>How much subject and style get in each other's way, as the merge node
@@ -166,12 +166,14 @@ figcaption, small, .facts { color: var(--dim); font-size: 13px; } figcaption { m
 .head { text-align: center; } .head b { font-size: 17px; } .head small { display: block; }
 .seed { color: var(--dim); font-size: 13px; text-align: center; }
 .pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 12px; margin-bottom: 18px; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 22px; align-items: start; } .facts { margin: 14px 0 0; }
+.two { display: grid; grid-template-columns: 1fr 1fr; gap: 22px; align-items: start; }
+.charts { grid-template-columns: 2fr 3fr; } .facts { margin: 14px 0 0; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: normal; color: var(--dim); }
 th, td { padding: 5px 8px 5px 0; border-bottom: 1px solid var(--line); } td { text-align: right; }
 pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; margin: 10px 0 0; }
 summary { cursor: pointer; color: var(--accent); }
-@media (max-width: 720px) { .two { grid-template-columns: 1fr; } .pictures { grid-template-columns: repeat(2, 1fr); }
+@media (max-width: 720px) { .two, .charts { grid-template-columns: 1fr; }
+  .pictures { grid-template-columns: repeat(2, 1fr); }
   .grid { grid-template-columns: repeat(2, 1fr); } .grid > .seed, .grid > div:first-child { grid-column: 1 / -1; } }
 </style></head><body>
 CONTENT

@@ -116,6 +116,7 @@ class Server:
         try:
             self._lay_out(pack)
             self._start(timeout)
+            self._check_pack()
         except BaseException:
             self.stop()
             raise
@@ -154,7 +155,7 @@ class Server:
                 )
             deadline = time.monotonic() + timeout
             while self.process.poll() is None and time.monotonic() < deadline:
-                with contextlib.suppress(OSError, ServerError):
+                with contextlib.suppress(OSError):
                     self._get("/system_stats", timeout=5)
                     return
                 time.sleep(0.2)
@@ -162,6 +163,12 @@ class Server:
                 raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s{self._tail()}")
             if attempt == START_ATTEMPTS or "address already in use" not in self.log.lower():
                 raise ServerError(f"ComfyUI ended with code {self.process.returncode} at start{self._tail()}")
+
+    def _check_pack(self) -> None:
+        """The host goes on without a pack that it cannot import."""
+        folder = str(self.base / "custom_nodes" / PACK_NAME)
+        if any("IMPORT FAILED" in line and line.rstrip().endswith(folder) for line in self.log.splitlines()):
+            raise ServerError(f"ComfyUI could not import the pack{self._tail()}")
 
     def stop(self) -> None:
         """End the host; a temporary folder goes with it. May be called twice."""
