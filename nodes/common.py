@@ -24,25 +24,22 @@ def filename_prefix(default: str) -> io.Input:
     )
 
 
+def strength(name: str, tooltip: str) -> io.Input:
+    """A strength: 1 = as trained, beyond and below allowed."""
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
+
+
 def strength_inputs() -> list[io.Input]:
     """Strengths, their mode and the base check, as Load and Apply have them."""
     return [
-        io.Float.Input(
+        strength(
             "strength_model",
-            default=1.0,
-            min=-10.0,
-            max=10.0,
-            step=0.05,
-            tooltip="How much of the adapter the MODEL gets: 0 = base model, 1 = as trained (the default), negative = "
+            "How much of the adapter the MODEL gets: 0 = base model, 1 = as trained (the default), negative = "
             "the opposite change.",
         ),
-        io.Float.Input(
+        strength(
             "strength_clip",
-            default=1.0,
-            min=-10.0,
-            max=10.0,
-            step=0.05,
-            tooltip="The same for the text encoder. Only adapters with text encoder layers use it; 1 = as trained.",
+            "The same for the text encoder. Only adapters with text encoder layers use it; 1 = as trained.",
         ),
         io.Combo.Input(
             "mode",

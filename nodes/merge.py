@@ -7,17 +7,13 @@ from comfy_api.latest import io, ui
 
 from ..soda_core.host.apply import weight_lookup
 from ..soda_core.merge import interference, merge, report
-from .common import CATEGORY, SodaAdapterType, adapter_output
+from .common import CATEGORY, SodaAdapterType, adapter_output, strength
 
 
 def _strength(name: str, of: str) -> io.Input:
-    return io.Float.Input(
+    return strength(
         name,
-        default=1.0,
-        min=-10.0,
-        max=10.0,
-        step=0.05,
-        tooltip=f"How much of the {of} goes into the result; 1 = as trained (default), 0 = none. Lower the one that "
+        f"How much of the {of} goes into the result; 1 = as trained (default), 0 = none. Lower the one that "
         "drowns the other.",
     )
 

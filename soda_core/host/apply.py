@@ -43,25 +43,20 @@ def apply_adapter(
     """
     for_clip = {name: layer for name, layer in adapter.layers.items() if name.startswith(base.TEXT_ENCODERS)}
     for_model = {name: layer for name, layer in adapter.layers.items() if name not in for_clip}
-    targets = [(model, model, for_model, strength_model)]
+    targets = [(model, model, _match(model, for_model, adapter.title), strength_model)]
     if clip is not None:
-        targets.append((clip, clip.patcher, for_clip, strength_clip))
+        targets.append((clip, clip.patcher, _match(clip.patcher, for_clip, adapter.title), strength_clip))
     elif for_clip:
         logging.warning("SODA: %s has %d text encoder layers; connect CLIP to use them", adapter.title, len(for_clip))
-    matched = {id(t): _match(t[1], t[2], adapter.title) for t in targets}
-    if not any(matched.values()):
+    matched = sum(len(layers) for _, _, layers, _ in targets)
+    if not matched:
         _nothing_matches(adapter, model)
     checks: dict[str, BaseCheck] = {}
     results = []
-    steps = Steps(sum(len(names) for names in matched.values()))
-    for target in targets:
-        owner, patcher, layers, strength = target
-        clone = owner.clone()
-        names = matched[id(target)]
-        if layers:
-            logging.info("SODA: %s: %d/%d layers match", adapter.title, len(names), len(layers))
-        patches = _patches(patcher, {name: layers[name] for name in names}, strength, mode, checks, steps)
-        results.append((clone, patches, strength if mode == "linear" else 1.0))
+    steps = Steps(matched)
+    for owner, patcher, layers, strength in targets:
+        patches = _patches(patcher, layers, strength, mode, checks, steps)
+        results.append((owner.clone(), patches, strength if mode == "linear" else 1.0))
     report = BaseReport(checks)
     report.enforce(adapter.title, ignore_base_check)
     level = logging.WARNING if report.spectral_error > WARN_ABOVE else logging.INFO
@@ -75,15 +70,17 @@ def apply_adapter(
     return results[0][0], results[1][0] if clip is not None else None
 
 
-def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> list[str]:
-    """Names of the layers the model has; shapes must fit, some may be missing but not silently."""
+def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> dict[str, AdaptedLayer]:
+    """The layers the model has; shapes must fit, some may be missing but not silently."""
     keys = set(patcher.model_state_dict())
-    found = [name for name in layers if base.weight_key(name) in keys]
-    if missing := [name for name in layers if base.weight_key(name) not in keys]:
+    found = {name: layer for name, layer in layers.items() if base.weight_key(name) in keys}
+    if layers:
+        logging.info("SODA: %s: %d/%d layers match", title, len(found), len(layers))
+    if missing := [name for name in layers if name not in found]:
         logging.warning("SODA: %s: the model has no layer for %d of %d, the first is %s",
                         title, len(missing), len(layers), missing[0])  # fmt: skip
-    for name in found:
-        layers[name].check_shape(name, base.pristine_weight(patcher, base.weight_key(name)))
+    for name, layer in found.items():
+        layer.check_shape(name, base.pristine_weight(patcher, base.weight_key(name)))
     return found
 
 
@@ -119,7 +116,7 @@ def _patches(
             continue
         key = base.weight_key(name)
         stored = base.pristine_weight(patcher, key)
-        spectra = spectra_of(lambda stored=stored: stored, layer.needs_spectrum, device)  # type: ignore[misc]
+        spectra = spectra_of(stored, layer.needs_spectrum, device)
         weight = stored.to(device)
         check = layer.spectral_error(weight, spectra)
         if check is not None:
@@ -144,7 +141,7 @@ def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:
         kinds = {kind for adapter in adapters for kind in adapter.layers[name].needs_spectrum}
         for adapter in adapters:
             adapter.layers[name].check_shape(name, stored)
-        return stored.to(device), spectra_of(lambda: stored, sorted(kinds), device)
+        return stored.to(device), spectra_of(stored, sorted(kinds), device)
 
     return look_up
 

@@ -26,13 +26,19 @@ def weight_key(layer: str) -> str:
     return f"{layer.removeprefix(TEXT_ENCODERS)}.weight"
 
 
+def stored_weight(patcher: Any, key: str, live: Tensor) -> Tensor:
+    """The unpatched parameter as it is stored (not dequantised), given the one in use."""
+    if key in patcher.backup:  # the original, also while a hook is active on top
+        return patcher.backup[key].weight  # type: ignore[no-any-return]
+    if key in patcher.hook_backup:
+        return patcher.hook_backup[key][0]  # type: ignore[no-any-return]
+    return live
+
+
 def pristine_weight(patcher: Any, key: str) -> Tensor:
     """The weight as the base checkpoint has it, whatever is patched, hooked or offloaded; do not write to it."""
-    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
-    if key in patcher.backup:  # the original, also while a hook is active on top
-        weight = patcher.backup[key].weight
-    elif key in patcher.hook_backup:
-        weight = patcher.hook_backup[key][0]
+    live, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    weight = stored_weight(patcher, key, live)
     if convert is not None:
         weight = convert(weight)
     if type(weight) not in (Tensor, torch.nn.Parameter) and hasattr(weight, "dequantize"):

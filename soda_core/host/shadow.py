@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import base
+
 
 def ordinary(tensor: Tensor) -> Tensor:
     """A tensor autograd accepts, on the same storage as a possibly inference-mode one."""
@@ -43,7 +45,7 @@ def _copy_modules(patcher: Any) -> torch.nn.Module:
     model = patcher.model
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        original = _stored(patcher, name, parameter)
+        original = base.stored_weight(patcher, name, parameter)
         memo[id(parameter)] = torch.nn.Parameter(ordinary(original), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = ordinary(buffer)
@@ -73,15 +75,6 @@ def _copy_modules(patcher: Any) -> torch.nn.Module:
     ):
         setattr(shadow, attribute, value)
     return shadow
-
-
-def _stored(patcher: Any, name: str, parameter: Tensor) -> Tensor:
-    """The unpatched parameter, in its stored form (not dequantised)."""
-    if name in patcher.backup:
-        return patcher.backup[name].weight  # type: ignore[no-any-return]
-    if name in patcher.hook_backup:
-        return patcher.hook_backup[name][0]  # type: ignore[no-any-return]
-    return parameter
 
 
 def checkpointed_blocks(model: Any) -> list[torch.nn.Module]:

@@ -14,7 +14,7 @@ import logging
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import comfy.model_management
@@ -53,6 +53,7 @@ class SpectrumStore:
     def __init__(self, folder: Path, memory_limit: int, disk_limit: int) -> None:
         self.folder, self.memory_limit, self.disk_limit = folder, memory_limit, disk_limit
         self._memory: OrderedDict[str, Spectrum] = OrderedDict()
+        self._held = 0  # bytes in memory
         self.computed = 0  #: decompositions computed so far, for logs and tests
 
     def get(self, weight: Tensor, kind: Decomposition, device: torch.device) -> Spectrum:
@@ -68,13 +69,15 @@ class SpectrumStore:
 
     def clear_memory(self) -> None:
         self._memory.clear()
+        self._held = 0
 
     def _remember(self, key: str, spectrum: Spectrum) -> None:
-        self._memory[key] = spectrum
+        if key not in self._memory:
+            self._memory[key] = spectrum
+            self._held += spectrum.nbytes()
         self._memory.move_to_end(key)
-        total = sum(entry.nbytes() for entry in self._memory.values())
-        while total > self.memory_limit and self._memory:
-            total -= self._memory.popitem(last=False)[1].nbytes()
+        while self._held > self.memory_limit and self._memory:
+            self._held -= self._memory.popitem(last=False)[1].nbytes()
 
     def _read(self, key: str, kind: Decomposition) -> Spectrum | None:
         path = self.folder / f"{key}.safetensors"
@@ -143,12 +146,6 @@ class Steps:
         self._bar.update(1)
 
 
-def spectra_of(
-    weight: Callable[[], Tensor], kinds: Iterable[Decomposition], device: torch.device
-) -> dict[Decomposition, Spectrum]:
-    """All decompositions a layer needs; the weight is fetched only when one is."""
-    kinds = list(kinds)
-    if not kinds:
-        return {}
-    W = weight()
-    return {kind: store().get(W, kind, device) for kind in kinds}
+def spectra_of(weight: Tensor, kinds: Iterable[Decomposition], device: torch.device) -> dict[Decomposition, Spectrum]:
+    """All decompositions a layer needs of a pristine weight."""
+    return {kind: store().get(weight, kind, device) for kind in kinds}

@@ -133,7 +133,6 @@ class _Run:
         self.progress = Progress()
         self.trainable: TrainableAdapter | None = None
         self.adapter_on = True
-        self.saved_name = ""
 
     # -------------------------------------------------------------------------------------------------- life cycle
 
@@ -157,8 +156,8 @@ class _Run:
                 raise TrainingError(_OUT_OF_MEMORY) from error
             raise
         adapter = self._adapter()
-        self.saved_name = folders.save_adapter(adapter, self.options.filename_prefix)
-        return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, self.saved_name)
+        saved_name = folders.save_adapter(adapter, self.options.filename_prefix)
+        return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, saved_name)
 
     def close(self) -> None:
         """Take the shadow out of the host's list of loaded models, and apart, so that its memory goes at once."""

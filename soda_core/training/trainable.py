@@ -138,9 +138,6 @@ class TrainableAdapter(nn.Module):
             optimizers.append(torch.optim.AdamW([self.shifts], lr=self.settings.shift_lr))
         return optimizers
 
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
-
     def snapshot(self) -> list[Tensor]:
         """Copies of all parameters, a few MB at most."""
         return [p.detach().clone() for p in self.parameters()]
