@@ -308,7 +308,7 @@ def _vae(latent: int, kind: Vae, scale: float, shift: float, generator: torch.Ge
         }
         tensors["taesd_decoder.19.bias"] = torch.full((3,), 0.5)
     else:
-        tensors = _hand_set(shapes)
+        tensors = hand_set_autoencoder(latent)
     tensors["vae_scale"], tensors["vae_shift"] = torch.tensor(scale), torch.tensor(shift)
     return tensors
 
@@ -334,13 +334,13 @@ def _taesd(latent: int) -> Shapes:
     return s
 
 
-def _hand_set(shapes: Shapes) -> dict[str, Tensor]:
+def hand_set_autoencoder(latent: int = 4) -> dict[str, Tensor]:
     """Latent channels 0-2 = (mean colour of an 8 x 8 block - 0.5) * 4, channel 3 = a brightness gradient.
 
     The decoder inverts the first three with a smooth interpolation. Residual blocks are identities: what passes
     through them is never negative.
     """
-    w = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    w = {name: torch.zeros(shape) for name, shape in _taesd(latent).items()}
     encoder, decoder = "taesd_encoder", "taesd_decoder"
     first = w[f"{encoder}.0.weight"]
     for colour in range(3):
@@ -403,6 +403,8 @@ PRESETS: dict[str, tuple[str, UNet | MMDiT]] = {
     "sd15-min": _sd15([1], [1], [1], -2, [0, 0]),
     # one width, a transformer everywhere: four blocks
     "sd15-1": _sd15([1], [1], [1], 1, [1, 1]),
+    # two levels of width 320, four transformer blocks at the lower one
+    "sd15-11": _sd15([1, 1], [1, 1], [0, 1], 1, [0, 0, 1, 1]),
     # widths 320 and 640, transformers on the way in only
     "sd15-12-min": _sd15([1, 2], [1, 1], [1, 1], -2, [0] * 4),
     # widths 320 and 640, a transformer everywhere: seven blocks
@@ -455,7 +457,13 @@ _DTYPES = {
 _CHUNK = 1 << 16
 
 
-def write(path: str | os.PathLike[str], parts: Parts, dtype: str = "f16", te_dtype: str | None = None) -> Path:
+def write(
+    path: str | os.PathLike[str],
+    parts: Parts,
+    dtype: str = "f16",
+    te_dtype: str | None = None,
+    note: str = "random weights, demo/base_model.py",
+) -> Path:
     """Write parts as one safetensors checkpoint; the file appears whole or not at all.
 
     Args:
@@ -467,7 +475,7 @@ def write(path: str | os.PathLike[str], parts: Parts, dtype: str = "f16", te_dty
         for part, tensors in parts.items()
         for name, tensor in tensors.items()
     ]
-    header: dict[str, object] = {"__metadata__": {"format": "pt", "note": "random weights, demo/base_model.py"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", "note": note}}
     end = 0
     for name, tensor, kind, label in entries:
         start, end = end, end + tensor.numel() * kind.itemsize

@@ -30,7 +30,7 @@ from ..targets import select
 from ..training import losses
 from ..training.loop import Losses, Progress, train
 from ..training.settings import TrainSettings
-from ..training.trainable import TrainableAdapter, TrainableLayer, layer_factor_sizes
+from ..training.trainable import TrainableAdapter, TrainableLayer, layer_factor_sizes, shift_size
 from ..version import VERSION
 from . import base, folders
 from .dataset import Buckets, Example, batch_conds, prepare
@@ -137,19 +137,9 @@ class _Run:
     # -------------------------------------------------------------------------------------------------- life cycle
 
     def run(self) -> TrainingResult:
-        self.pictures, self.class_pictures = self._datasets()
-        self.weights = {n: base.pristine_weight(self.source, base.weight_key(n)) for n in self.names}
-        self.metadata = self._metadata()
-        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        logging.info("SODA: %s", self._estimate(shapes))
-        self.trainable = TrainableAdapter(shapes, self.settings, self._spectra(), self.device)
-        self._load()
-        self._attach(self.trainable)
-        self._start_reporting()
+        self.prepare()
         try:
-            if self.options.preview_every:
-                self._preview()
-            train(self.trainable, self._batch_loss, self._on_step, self.progress)
+            self.fit()
         except BaseException as error:  # the host's cancel is no Exception; nothing trained may be lost
             self._rescue(error)
             if isinstance(error, Exception) and mm.is_oom(error):
@@ -158,6 +148,25 @@ class _Run:
         adapter = self._adapter()
         saved_name = folders.save_adapter(adapter, self.options.filename_prefix)
         return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, saved_name)
+
+    def prepare(self) -> None:
+        """Everything up to the first step."""
+        self.pictures, self.class_pictures = self._datasets()
+        self.weights = {n: base.pristine_weight(self.source, base.weight_key(n)) for n in self.names}
+        self.metadata = self._metadata()
+        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        logging.info("SODA: %s", self._estimate(shapes))
+        self.trainable = TrainableAdapter(shapes, self.settings, self._spectra(), self.device)
+        self._load()
+        self._attach(self.trainable)
+
+    def fit(self) -> None:
+        """All steps; the trained state is in ``trainable`` also when this raises."""
+        assert self.trainable is not None
+        self._start_reporting()
+        if self.options.preview_every:
+            self._preview()
+        train(self.trainable, self._batch_loss, self._on_step, self.progress)
 
     def close(self) -> None:
         """Take the shadow out of the host's list of loaded models, and apart, so that its memory goes at once."""
@@ -249,7 +258,7 @@ class _Run:
         settings = self.settings
         rotation = sum(k * k for shape in shapes.values() for k in layer_factor_sizes(shape, settings))
         ranks = [min(s[0], math.prod(s[1:])) for s in shapes.values()]
-        shift = sum(ranks) if settings.shifts else 0
+        shift = sum(shift_size(s, settings) for s in shapes.values()) if settings.shifts else 0
         spectral = 0
         if settings.shifts:
             for shape, rank in zip(shapes.values(), ranks, strict=True):

@@ -34,6 +34,7 @@ class TrainSettings:
     shift_lr: float = 5e-5
     decomposition: Decomposition = "svd"
     train: Train = "rotation + shift"
+    shift_knots: int = 0  #: 0: every singular value has its own shift; else a curve over them with so many knots
     factor_preset: str = "auto"
     factor_count: int = 3
     layers: str = "attention"
@@ -57,6 +58,9 @@ class TrainSettings:
         for name in ("min_snr_gamma", "dco_beta"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value > 0, "above 0")
+        self._require("shift_knots", self.shift_knots == 0 or self.shift_knots >= 2, "0, or 2 or more")
+        if self.shift_knots and self.decomposition != "svd" and self.shifts:
+            raise SettingsError("shift_knots makes a curve over singular values, so it needs decomposition = 'svd'")
         self._require("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"between 0 and steps ({self.steps})")
         choices: dict[str, tuple[str, ...]] = {
             "decomposition": get_args(Decomposition),

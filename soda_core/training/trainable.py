@@ -19,7 +19,7 @@ from ..errors import SettingsError
 from ..kronecker import factor_sizes, unrotate
 from ..layer import SodaLayer, adapted_weight
 from ..linalg import result_dtype
-from ..spectral import Decomposition, Spectrum
+from ..spectral import Decomposition, Spectrum, SvdSpectrum
 from ..stiefel import StiefelAdam
 from .settings import TrainSettings
 
@@ -113,17 +113,29 @@ class TrainableAdapter(nn.Module):
         self.rotations = nn.ParameterDict(
             {str(k): nn.Parameter(torch.eye(k, device=device).repeat(n, 1, 1)) for k, n in sorted(counts.items())}
         )
-        self.ranks = [min(s[0], math.prod(s[1:])) for s in shapes.values()] if settings.shifts else []
-        self.shifts = nn.Parameter(torch.zeros(sum(self.ranks), device=device)) if settings.shifts else None
+        self.curves = self._curves(shapes) if settings.shifts and settings.shift_knots else None
+        self.shift_sizes = [shift_size(shape, settings) for shape in shapes.values()] if settings.shifts else []
+        self.shifts = nn.Parameter(torch.zeros(sum(self.shift_sizes), device=device)) if settings.shifts else None
         self.begin_step()
 
     def begin_step(self) -> None:
         """Give every layer fresh views of the parameters; call before each forward pass that follows an update."""
         stacks: dict[int, Iterator[Tensor]] = {int(k): iter(p.unbind(0)) for k, p in self.rotations.items()}
-        shifts = iter(self.shifts.split(self.ranks)) if self.shifts is not None else None
-        for layer in self.layers.values():
+        shifts = iter(self.shifts.split(self.shift_sizes)) if self.shifts is not None else None
+        for name, layer in self.layers.items():
             layer.factors = [next(stacks[k]) for k in layer.sizes]
-            layer.shift = next(shifts) if shifts is not None else None
+            if shifts is not None:
+                values = next(shifts)
+                layer.shift = values if self.curves is None else self.curves[name] @ values
+
+    def _curves(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """The knots of every layer, ``(r, knots)``."""
+        curves = {}
+        for name in shapes:
+            spectrum = self.layers[name].spectrum
+            assert isinstance(spectrum, SvdSpectrum)  # the settings allow knots for nothing else
+            curves[name] = spectrum.knots(self.settings.shift_knots).float()
+        return curves
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Stiefel Adam for the rotations, AdamW for the shifts, as far as each is trained."""
@@ -162,6 +174,11 @@ class TrainableAdapter(nn.Module):
             )
             layers[name] = soda if weights is None else soda.with_probe(weights[name], layer.spectrum)
         return SodaAdapter(layers, dict(metadata))
+
+
+def shift_size(shape: tuple[int, ...], settings: TrainSettings) -> int:
+    """Number of trained values in a layer's shift under ``settings``, which must train shifts."""
+    return settings.shift_knots or min(shape[0], math.prod(shape[1:]))
 
 
 def layer_factor_sizes(shape: tuple[int, ...], settings: TrainSettings) -> tuple[int, ...]:

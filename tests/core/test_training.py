@@ -261,3 +261,43 @@ def test_untrained_layers_have_no_probe_without_weights() -> None:
     _, trainable, _ = problem(SETTINGS)
     layer = trainable.to_adapter(None, {}).layers["a"]
     assert isinstance(layer, SodaLayer) and layer.probe is None
+
+
+def test_a_shift_with_knots_is_a_curve_over_the_singular_values() -> None:
+    settings = replace(SETTINGS, steps=20, shift_knots=4, train="shift only")
+    weights, trainable, batch_loss = problem(settings)
+    train(trainable, batch_loss, lambda p: None, Progress())
+    assert trainable.shifts is not None and trainable.shifts.numel() == 4 * len(SHAPES)
+    for name, layer in trainable.to_adapter(weights, {}).layers.items():
+        spectrum = decompose(weights[name], "svd")
+        knots = spectrum.knots(4)
+        assert torch.allclose(knots.sum(1), torch.ones(len(knots)))  # flat heights are one shift for all
+        assert layer.shift.norm() > 0
+        assert torch.allclose(knots @ (torch.linalg.pinv(knots) @ layer.shift), layer.shift, atol=1e-5)
+
+
+def test_a_curve_survives_a_rounded_base_where_independent_shifts_do_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    U, _, Vh = torch.linalg.svd(torch.randn(160, 160, generator=generator), full_matrices=False)
+    weight = (U * torch.arange(1, 161) ** -0.7) @ Vh  # a spectrum with many close neighbours
+    spectrum = decompose(weight, "svd")
+    curve = spectrum.knots(16) @ torch.randn(16, generator=generator).sign()
+    independent = torch.randn(160, generator=generator).sign()
+
+    def error(shift: torch.Tensor, dtype: torch.dtype) -> float:
+        layer = SodaLayer(shift=0.02 * shift).with_probe(weight, spectrum)
+        change = spectrum.delta(layer.shift)
+        exact = float((decompose(weight.to(dtype), "svd").delta(layer.shift) - change).norm() / change.norm())
+        # what the file knows of it predicts it
+        assert layer.spectral_error(weight.to(dtype)).spectral_error == pytest.approx(exact, rel=0.35)
+        return exact
+
+    assert error(curve, torch.bfloat16) < 0.02 < 0.05 < error(independent, torch.bfloat16)
+    assert error(curve, torch.float8_e4m3fn) < 0.15 < 0.8 < error(independent, torch.float8_e4m3fn)
+
+
+def test_knots_need_singular_values() -> None:
+    for values in ({"shift_knots": 1}, {"shift_knots": -2}, {"shift_knots": 8, "decomposition": "qr"}):
+        with pytest.raises(SettingsError, match="shift_knots"):
+            TrainSettings(**values)
+    TrainSettings(shift_knots=8, decomposition="qr", train="rotation only")

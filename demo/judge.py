@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tells what a picture of the demo's world shows: which class, which style, which background, and whose portrait.
+
+The stand-in for what papers use CLIP and DINO for. Trained by ``demo/pretrain/judge.py`` on pictures of its own,
+held-out glyphs and styles included, half of them through the autoencoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from demo.world.styles import STYLES as ALL_STYLES
+from demo.world.vocabulary import BACKGROUNDS, CLASSES, GLYPHS
+
+SIDE = 96
+KINDS, GLYPH_NAMES, STYLES = tuple(CLASSES), tuple(GLYPHS), tuple(ALL_STYLES)
+LOGIT_SCALE = 16.0  #: cosines to glyphs are this much sharpened before the softmax
+
+
+class Judge(nn.Module):
+    """A small convolutional network on 96 x 96 pictures, (n, 3, 96, 96) in 0..1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_down(3, 32), _down(32, 64), _Residual(64))
+        self.middle = nn.Sequential(_down(64, 128), _Residual(128))
+        self.top = _down(128, 192)
+        self.embed = nn.Linear(192, 128)
+        self.glyph = nn.Linear(128, len(GLYPH_NAMES), bias=False)
+        self.kind = nn.Linear(192, len(KINDS))
+        # style and background are textures and colours: they are read lower down as well
+        self.style = nn.Linear(64 + 128 + 192, len(STYLES))
+        self.background = nn.Linear(64 + 128 + 192, len(BACKGROUNDS))
+
+    def forward(self, pictures: Tensor) -> Verdict:
+        low = self.stem(pictures * 2 - 1)
+        middle = self.middle(low)
+        top = self.top(middle).mean((2, 3))
+        everything = torch.cat([low.mean((2, 3)), middle.mean((2, 3)), top], 1)
+        embedding = F.normalize(self.embed(top), dim=1)
+        return Verdict(
+            embedding=embedding,
+            glyph=LOGIT_SCALE * embedding @ F.normalize(self.glyph.weight, dim=1).mT,
+            kind=self.kind(top),
+            style=self.style(everything),
+            background=self.background(everything),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of n pictures: an embedding of unit length (n, 128), and logits (n, choices)."""
+
+    embedding: Tensor
+    glyph: Tensor
+    kind: Tensor
+    style: Tensor
+    background: Tensor
+
+    def kinds(self) -> list[str]:
+        return [KINDS[i] for i in self.kind.argmax(1).tolist()]
+
+    def styles(self) -> list[str]:
+        return [STYLES[i] for i in self.style.argmax(1).tolist()]
+
+    def backgrounds(self) -> list[str]:
+        return [BACKGROUNDS[i] for i in self.background.argmax(1).tolist()]
+
+    def glyphs(self) -> list[str]:
+        return [GLYPH_NAMES[i] for i in self.glyph.argmax(1).tolist()]
+
+    def similarity(self, other: Verdict) -> Tensor:
+        """Mean cosine of each picture's embedding to those of other pictures, (n,)."""
+        return (self.embedding @ other.embedding.mT).mean(1)
+
+
+def as_pictures(images: Sequence[Image.Image]) -> Tensor:
+    """Images as the judge takes them, (n, 3, 96, 96) in 0..1."""
+    small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).permute(0, 3, 1, 2).float() / 255
+
+
+def load_judge(path: Path | None = None) -> Judge:
+    """The shipped judge, on the CPU."""
+    from demo.model_files import JUDGE, load
+
+    judge = Judge()
+    judge.load_state_dict(load(path or JUDGE))
+    return judge.eval().requires_grad_(False)
+
+
+def _down(width: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU())
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.GroupNorm(8, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x + self.branch(x))

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The weights the project ships, in 8 bits: the demo's autoencoder, UNet and judge.
+
+A matrix or kernel is stored as int8 with a float16 scale for every output (``name`` and ``name:scale``), everything
+else as float16. Expanding is exact arithmetic, so the weights are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "model"
+AUTOENCODER, UNET, JUDGE = (FOLDER / f"{name}.safetensors" for name in ("autoencoder", "unet", "judge"))
+
+_SCALE = ":scale"
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The weights of a file, expanded to float32."""
+    tensors = load_file(path)
+    return {
+        name: value.float() * _column(tensors[name + _SCALE].float(), value)
+        if value.dtype == torch.int8
+        else value.float()
+        for name, value in tensors.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def save(path: Path, tensors: dict[str, Tensor], keep: tuple[str, ...] = ()) -> None:
+    """Store weights in 8 bits.
+
+    Args:
+        keep: parts of the names of tensors that stay in float16, because little is gained or much is lost by 8 bits.
+    """
+    packed: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if value.ndim < 2 or any(part in name for part in keep):
+            packed[name] = value.half().contiguous()
+            continue
+        largest = value.flatten(1).abs().amax(1).clamp(min=1e-6)
+        scale = (largest / 127).half()
+        # a scale rounded down would push the largest value past 127
+        steps = (value.float() / _column(scale.float(), value)).round().clamp(-127, 127)
+        packed[name], packed[name + _SCALE] = steps.to(torch.int8).contiguous(), scale
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        save_file(packed, unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _column(scale: Tensor, of: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (of.ndim - 1))

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The demo's base model: a Stable Diffusion 1.5 checkpoint that knows ``demo.world``, from the weights shipped here."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from demo.base_model import Parts, write
+from demo.model_files import AUTOENCODER, UNET, load
+from demo.text_encoder import weights
+
+SIDE = 96  #: side of the pictures it was trained on, in pixels
+_VERSION = b"1"  #: raise it when the text encoder or the way of expanding changes
+
+
+def parts() -> Parts:
+    """The tensors of the checkpoint, by their names in it."""
+    return {
+        "unet": {f"model.diffusion_model.{name}": value for name, value in load(UNET).items()},
+        "clip": {f"cond_stage_model.transformer.{name}": value for name, value in weights().items()},
+        "vae": {f"first_stage_model.{name}": value for name, value in load(AUTOENCODER).items()},
+    }
+
+
+def checkpoint(folder: Path) -> Path:
+    """The checkpoint in ``folder``, made if it is not there (a second or two, 250 MB of which most are zeros)."""
+    content = hashlib.sha256(_VERSION + UNET.read_bytes() + AUTOENCODER.read_bytes()).hexdigest()
+    path = folder / f"soda-demo-base-{content[:12]}.safetensors"
+    if not path.exists():
+        write(path, parts(), note="knows the pictures of demo/world, see demo/model/README.md")
+    return path

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The demo's text encoder is what the host makes of its weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from demo import text_encoder
+
+TEXTS = ("", "a fox on a blue background, pixel art", "a sks dog on a red background, in zqx style", "a " * 200)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_short_way_equals_the_hosts_clip(host, text) -> None:
+    import comfy.sd1_clip
+
+    weights = text_encoder.weights()
+    model = comfy.sd1_clip.SD1ClipModel(dtype=torch.float32)
+    model.load_sd({name: value.float().contiguous() for name, value in weights.items()})
+    tokens = comfy.sd1_clip.SD1Tokenizer().tokenize_with_weights(text)["l"]
+    with torch.no_grad():
+        theirs = model.clip_l.encode_token_weights(tokens)[0]
+    numbers = torch.tensor([[int(number) for number, _ in chunk] for chunk in tokens])
+    ours = text_encoder.encode(numbers, weights).reshape(theirs.shape)
+    assert torch.allclose(ours, theirs, atol=1e-5)
