@@ -98,15 +98,6 @@ class SodaTrain(io.ComfyNode):
                     default=d.train,
                     tooltip="Which parts to train. Both is SODA (default); 'shift only' is SVDiff.",
                 ),
-                io.Int.Input(
-                    "shift_knots",
-                    default=d.shift_knots,
-                    min=0,
-                    max=64,
-                    advanced=True,
-                    tooltip="For svd: 0 gives every singular value a shift of its own, as in the paper. 8 or 16 makes "
-                    "the shift a smooth curve over them, which also fits bf16 and fp8 copies of the base model.",
-                ),
                 io.Combo.Input(
                     "layers",
                     options=list(LAYER_PRESETS),
@@ -262,6 +253,15 @@ class SodaTrain(io.ComfyNode):
                     max=1000,
                     advanced=True,
                     tooltip="Sampling steps of a preview; 20 shows enough.",
+                ),
+                io.Int.Input(
+                    "shift_knots",
+                    default=d.shift_knots,
+                    min=0,
+                    max=64,
+                    advanced=True,
+                    tooltip="For svd: 0 gives every singular value a shift of its own, as in the paper. 8 or 16 makes "
+                    "the shift a smooth curve over them, which also fits bf16 and fp8 copies of the base model.",
                 ),
                 io.Conditioning.Input(
                     "base_positive",

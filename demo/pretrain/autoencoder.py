@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from demo.base_model import hand_set_autoencoder
 from demo.pretrain.data import SIDE, Stream, pictures
 from demo.pretrain.host import import_host
-from demo.pretrain.loop import Plan, batch_of, finished, fit, sheet
+from demo.pretrain.loop import Plan, Player, batch_of, finished, fit, sheet
 from dev import cache_root
 
 STREAM = Stream("autoencoder", seed=1, others=0.45)
@@ -74,18 +74,24 @@ def cropped(batch: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(parts).contiguous(memory_format=torch.channels_last)
 
 
+def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
 def loss_of(module: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
     latents = module.taesd_encoder(batch)
     noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
     again = module.taesd_decoder(latents + noise)
     error = again - batch
-    edges = sum(
-        (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
-        for d in (error, F.avg_pool2d(error, 2))
+    edges = sum(sum(d.abs().mean() for d in _slopes(e)) for e in (error, F.avg_pool2d(error, 2)))
+    # how busy each place is, whatever the phase: textures would otherwise be averaged away
+    texture = sum(
+        (F.avg_pool2d(ours.abs(), 4) - F.avg_pool2d(theirs.abs(), 4)).abs().mean()
+        for ours, theirs in zip(_slopes(again), _slopes(batch), strict=True)
     )
     # keeps latents near unit deviation, well inside the decoder's tanh
     size = (latents.square().mean((0, 2, 3)) - 1).square().mean() + 0.1 * latents.mean((0, 2, 3)).square().mean()
-    return error.abs().mean() + 0.5 * edges + 0.05 * size
+    return error.abs().mean() + 0.5 * edges + 0.5 * texture + 0.05 * size
 
 
 def main() -> None:
@@ -126,7 +132,7 @@ def main() -> None:
         rows = [row for i in range(0, 24, 8) for row in (held[i : i + 8], again[i : i + 8])]
         sheet([picture for row in rows for picture in row], 8, folder / f"look-{number:06}.png")
 
-    fit(module, Plan(args.steps, args.lr, look_every=500, weight_decay=1e-4), step, folder, look)
+    fit([Player(module, step)], Plan(args.steps, args.lr, look_every=500, weight_decay=1e-4), folder, look)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from demo.judge import GLYPH_NAMES, KINDS, SIDE, STYLES, Judge, Verdict
 from demo.pretrain.data import Stream, pictures
-from demo.pretrain.loop import Plan, batch_of, fit
+from demo.pretrain.loop import Plan, Player, batch_of, fit
 from demo.pretrain.unet import load_codec
 from demo.world.scene import Scene
 from demo.world.vocabulary import BACKGROUNDS, CLASSES, SUBJECTS
@@ -98,7 +98,7 @@ def main() -> None:
             }
             print("    class by style: " + ", ".join(f"{s} {v:.2f}" for s, v in worst.items()), flush=True)
 
-    fit(module, Plan(args.steps, args.lr, ema=0.998, look_every=500), step, args.work / "judge", look)
+    fit([Player(module, step)], Plan(args.steps, args.lr, ema=0.998, look_every=500), args.work / "judge", look)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from demo.base_model import PRESETS
 from demo.pretrain import autoencoder
 from demo.pretrain.data import Stream, pictures
 from demo.pretrain.host import import_host
-from demo.pretrain.loop import Plan, batch_of, finished, fit, sheet
+from demo.pretrain.loop import Plan, Player, batch_of, finished, fit, sheet
 from demo.pretrain.text import Captions
 from demo.world.scene import Scene, caption
 from dev import cache_root
@@ -182,7 +182,7 @@ def main() -> None:
         (folder / "look.txt").write_text("\n".join(texts), encoding="utf-8")
 
     plan = Plan(args.steps, args.lr, warmup=200, decay=args.decay, ema=0.9995)
-    fit(module, plan, step, folder, look)
+    fit([Player(module, step)], plan, folder, look)
 
 
 if __name__ == "__main__":

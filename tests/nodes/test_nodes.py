@@ -46,4 +46,4 @@ def test_the_widget_order_is_frozen(server) -> None:
         "model", "latents", "positive", "filename_prefix", "trigger_phrase", "steps", "batch_size", "rotation_lr",
         "shift_lr", "decomposition", "train", "layers",
     ]  # fmt: skip
-    assert required[-3:] == ["save_every", "preview_every", "preview_steps"]
+    assert required[-4:] == ["save_every", "preview_every", "preview_steps", "shift_knots"]
