@@ -34,6 +34,10 @@ class Spectrum(ABC):
     def apply(self, x: Tensor, shift: Tensor) -> Tensor:
         """``Δ(shift) x`` for activations: ``(*batch, in) -> (*batch, out)``."""
 
+    def output(self, x: Tensor, shift: Tensor) -> Tensor | None:
+        """``(W0 + Δ(shift)) x`` from the decomposition alone, where that is cheaper than :meth:`apply` beside W0."""
+        return None
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What :func:`from_tensors` rebuilds it from."""
@@ -67,6 +71,9 @@ class SvdSpectrum(Spectrum):
 
     def apply(self, x: Tensor, shift: Tensor) -> Tensor:
         return (x @ self.Vh.mT * self.change(shift)) @ self.U.mT
+
+    def output(self, x: Tensor, shift: Tensor) -> Tensor:
+        return (x @ self.Vh.mT * torch.relu(self.S + shift)) @ self.U.mT
 
     def knots(self, count: int) -> Tensor:
         """Hat functions over the singular values, on ``count`` even knots from 0 to the largest: ``(r, count)``.

@@ -156,9 +156,12 @@ class _Run:
         self.metadata = self._metadata()
         shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
         logging.info("SODA: %s", self._estimate(shapes))
-        self.trainable = TrainableAdapter(shapes, self.settings, self._spectra(), self.device)
+        self.trainable = self._new_trainable(shapes)
         self._load()
         self._attach(self.trainable)
+
+    def _new_trainable(self, shapes: dict[str, tuple[int, ...]]) -> TrainableAdapter:
+        return TrainableAdapter(shapes, self.settings, self._spectra(), self.device)
 
     def fit(self) -> None:
         """All steps; the trained state is in ``trainable`` also when this raises."""
@@ -424,7 +427,7 @@ def _duration(seconds: float) -> str:
 
 
 class _AdaptedForward:
-    """Replaces a shadow module's forward; whichever of the two ways is cheaper for the activations at hand.
+    """Replaces a shadow module's forward; rotation and shift go where they cost least for the activations at hand.
 
     Args:
         pristine: the base weight of a module that the MODEL's own patches change (a LoRA in front).
@@ -434,24 +437,39 @@ class _AdaptedForward:
         self, run: _Run, module: torch.nn.Module, layer: TrainableLayer, pristine: Tensor | None = None
     ) -> None:
         self.run, self.module, self.layer, self.plain = run, module, layer, module.forward
-        self.adapt = layer.weight if pristine is None else functools.partial(layer.weight, pristine=pristine)
+        self.pristine = pristine
         self.by_weight = len(layer.shape) > 2 or pristine is not None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.run.adapter_on:
             return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
-        layer = self.layer
-        if self.by_weight or layer.by_weight(x.numel() // x.shape[-1]):
-            functions = self.module.weight_function
-            self.module.weight_function = [*list(functions), self.adapt]  # type: ignore[arg-type, assignment]
-            try:
-                return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
-            finally:
-                self.module.weight_function = functions
-        x = layer.rotate_input(x)
+        if self.by_weight:
+            return self._adapted_weight(x, *args, **kwargs)
+        rotation, shift = self.layer.sides(x.numel() // x.shape[-1], x.dtype)
+        if rotation == "weight":
+            return self._adapted_weight(x, *args, **kwargs)
+        x = self.layer.rotate_input(x)
+        if self.layer.shift is None:
+            return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if shift == "weight":
+            return self._adapted_weight(x, *args, rotated=False, **kwargs)
+        if not self.module.bias_function:
+            whole = self.layer.whole_output(x)
+            if whole is not None:
+                bias: Tensor | None = self.module.bias  # type: ignore[assignment]
+                return whole if bias is None else whole + bias.to(whole)
+        spectral = self.layer.spectral_output(x)
         y: Tensor = self.plain(x, *args, **kwargs)
-        spectral = layer.spectral_output(x)
         return y if spectral is None else y + spectral
+
+    def _adapted_weight(self, x: Tensor, *args: Any, rotated: bool = True, **kwargs: Any) -> Tensor:
+        adapt = functools.partial(self.layer.weight, pristine=self.pristine, rotated=rotated)
+        functions = self.module.weight_function
+        self.module.weight_function = [*list(functions), adapt]  # type: ignore[arg-type, assignment]
+        try:
+            return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+        finally:
+            self.module.weight_function = functions
 
 
 class _Checkpointed:

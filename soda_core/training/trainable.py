@@ -9,51 +9,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..adapter import SodaAdapter
 from ..errors import SettingsError
-from ..kronecker import factor_sizes, unrotate
+from ..kronecker import factor_sizes, grouped, unrotate
 from ..layer import SodaLayer, adapted_weight
 from ..linalg import result_dtype
 from ..spectral import Decomposition, Spectrum, SvdSpectrum
 from ..stiefel import StiefelAdam
 from .settings import TrainSettings
 
+Side = Literal["weight", "activations"]
+
+#: What one pass over an entry costs, in multiplications: measured on a CPU (see docs/performance.md), and of the same
+#: order on GPUs, where both are faster.
+PASS = 60
+
 
 class TrainableLayer:
-    """One layer while it trains. Two ways to compute the same output; see :meth:`by_weight`."""
+    """One layer while it trains. Rotation and shift each go on the weight or on the activations; see :meth:`sides`."""
 
     def __init__(
         self, shape: tuple[int, ...], sizes: tuple[int, ...], decomposition: Decomposition, spectrum: Spectrum | None
     ) -> None:
         self.shape, self.sizes, self.decomposition, self.spectrum = shape, sizes, decomposition, spectrum
         self.factors: list[Tensor] = []
+        self.groups: list[Tensor] = []  #: the factors multiplied out as far as it pays
         self.shift: Tensor | None = None
 
-    def weight(self, W: Tensor, pristine: Tensor | None = None) -> Tensor:
+    def weight(self, W: Tensor, pristine: Tensor | None = None, rotated: bool = True) -> Tensor:
         """The adapted weight, in W's shape and dtype; differentiable in factors and shift.
 
         Args:
             W: the weight in use.
             pristine: the base weight, where something else (a LoRA) has changed W already: then the change is computed
                 from the base and added, just as a loaded adapter's is.
+            rotated: False leaves the rotation to :meth:`rotate_input`.
         """
         base = W if pristine is None else pristine
         flat = base.flatten(1).to(result_dtype(base))
-        adapted = adapted_weight(flat, self.factors, self.shift, self.spectrum)
+        adapted = adapted_weight(flat, self.groups if rotated else [], self.shift, self.spectrum)
         if pristine is not None:
             adapted = W.flatten(1) + (adapted - flat)
         return adapted.reshape(W.shape).to(W.dtype)
 
     def rotate_input(self, x: Tensor) -> Tensor:
         """``Kᵀ x`` for activations ``(*batch, in)``, in x's dtype."""
-        if not self.factors:
+        if not self.groups:
             return x
-        return unrotate(x.to(result_dtype(x)), self.factors).to(x.dtype)
+        return unrotate(x.to(result_dtype(x)), self.groups).to(x.dtype)
 
     def spectral_output(self, x: Tensor) -> Tensor | None:
         """``Δ(shift) x`` for rotated activations ``(*batch, in) -> (*batch, out)``; None without a shift."""
@@ -61,23 +69,43 @@ class TrainableLayer:
             return None
         return self.spectrum.apply(x.to(result_dtype(x)), self.shift).to(x.dtype)
 
-    def by_weight(self, tokens: int) -> bool:
-        """Whether adapting the weight costs fewer multiplications than adapting ``tokens`` activations.
+    def whole_output(self, x: Tensor) -> Tensor | None:
+        """``(W0 + Δ(shift)) x`` without W0, for rotated activations; None where W0 is needed.
 
-        Forward and backward together. By weight: rotate ``out`` rows, build Δ, and the weight's gradient
-        ``tokens · out · in``. By activations: rotate ``tokens`` rows and push them through Δ.
+        Only in the decomposition's own dtype: in a smaller one the base model would not be met exactly at the start.
+        """
+        if self.shift is None or self.spectrum is None or not self._has_whole_output(x.dtype):
+            return None
+        return self.spectrum.output(x, self.shift)
+
+    def _has_whole_output(self, dtype: torch.dtype) -> bool:
+        return isinstance(self.spectrum, SvdSpectrum) and self.spectrum.like.dtype == dtype
+
+    def sides(self, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Side, Side]:
+        """Where rotation and shift cost least for ``tokens`` rows of activations, forward and backward together.
+
+        In multiplications per token, output and input: the frozen layer takes 2, the gradient of a weight 1. A rotation
+        takes three products with each group, and passes over what it rotates: rows of the weight, or tokens.
         """
         out, width = self.shape[0], math.prod(self.shape[1:])
-        rank, rotation = min(out, width), 3 * sum(self.sizes)
-        by_weight = out * width * rotation + tokens * out * width
-        by_activation = tokens * width * rotation
-        if self.shift is not None and self.decomposition == "svd":
-            by_weight += 2 * out * width * rank
-            by_activation += 2 * tokens * rank * (out + width)
-        elif self.shift is not None:
-            by_weight += 2 * out * width
-            by_activation += 2 * tokens * rank * width
-        return by_weight < by_activation
+        rank = min(out, width)
+        weight_gradient = 1.0
+        rotation = (3 * sum(R.shape[-1] for R in self.groups) + 6 * PASS) / out if self.groups else 0.0
+        on_weight = rotation * out / tokens
+        if self.shift is None:
+            return ("activations" if rotation < on_weight + weight_gradient else "weight"), "weight"
+        if self.decomposition == "svd":
+            shift_on_weight = 2 * rank / tokens
+            shift_on_activations = 2 * rank * (1 / out + 1 / width) - (2.0 if self._has_whole_output(dtype) else 0.0)
+        else:
+            shift_on_weight = 4 * PASS / tokens
+            shift_on_activations = 2 * rank / out
+        costs: dict[tuple[Side, Side], float] = {
+            ("weight", "weight"): on_weight + shift_on_weight + weight_gradient,
+            ("activations", "weight"): rotation + shift_on_weight + weight_gradient,
+            ("activations", "activations"): rotation + shift_on_activations,
+        }
+        return min(costs, key=lambda sides: costs[sides])
 
 
 class TrainableAdapter(nn.Module):
@@ -122,11 +150,18 @@ class TrainableAdapter(nn.Module):
         """Give every layer fresh views of the parameters; call before each forward pass that follows an update."""
         stacks: dict[int, Iterator[Tensor]] = {int(k): iter(p.unbind(0)) for k, p in self.rotations.items()}
         shifts = iter(self.shifts.split(self.shift_sizes)) if self.shifts is not None else None
+        alike: dict[tuple[int, ...], list[TrainableLayer]] = {}
         for name, layer in self.layers.items():
             layer.factors = [next(stacks[k]) for k in layer.sizes]
+            if layer.sizes:
+                alike.setdefault(layer.sizes, []).append(layer)
             if shifts is not None:
                 values = next(shifts)
                 layer.shift = values if self.curves is None else self.curves[name] @ values
+        for layers in alike.values():  # once a step and for all layers of a kind, instead of at every forward pass
+            stacked = [torch.stack(column) for column in zip(*(layer.factors for layer in layers), strict=True)]
+            for layer, *groups in zip(layers, *(G.unbind(0) for G in grouped(stacked)), strict=True):
+                layer.groups = groups
 
     def _curves(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """The knots of every layer, ``(r, knots)``."""
