@@ -7,6 +7,8 @@ return the input's dtype. Logarithms, roots and decompositions run in float64 wh
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -133,6 +135,18 @@ def orthogonal_log(R: Tensor) -> Tensor:
         series = series + power / n
     series = (series - series.mT) / 2
     return series * (2 * 2**roots)
+
+
+def in_batches(function: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """``function`` of every square matrix, in stacks ``(n, k, k)`` of those of one size, dtype and device."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, M in enumerate(matrices):
+        alike.setdefault((M.shape[-1], M.dtype, M.device), []).append(i)
+    results: dict[int, Tensor] = {}
+    for places in alike.values():
+        stack = function(torch.stack([matrices[i] for i in places]))
+        results |= dict(zip(places, stack.unbind(0), strict=True))
+    return [results[i] for i in range(len(matrices))]
 
 
 def skew_exp(A: Tensor) -> Tensor:

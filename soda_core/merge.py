@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from .adapter import SodaAdapter
 from .errors import MergeError, SettingsError
 from .kronecker import geodesic_power
 from .layer import AdaptedLayer, Probe, SodaLayer, SodaSum
-from .linalg import orthogonal_log, rotation_angles, skew_exp
+from .linalg import in_batches, orthogonal_log, rotation_angles, skew_exp
 from .spectral import Decomposition, Spectrum
 
 MergeMethod = Literal["delta", "geodesic"]
@@ -47,14 +47,19 @@ def merge(
     if method not in get_args(MergeMethod):
         raise SettingsError(f"unknown merge method {method!r}; choose one of {list(get_args(MergeMethod))}")
     _check_same_base(subject, style)
-    names = dict.fromkeys([*subject.layers, *style.layers])
-    combine = _delta_layer if method == "delta" else _geodesic_layer
-    parts = [(subject, subject_strength), (style, style_strength)]
-    layers = {
-        name: combine(name, [(strength, parent.layers[name]) for parent, strength in parts if name in parent.layers])
-        for name in names
+    parents = [(subject, subject_strength), (style, style_strength)]
+    parts = {
+        name: [(strength, parent.layers[name]) for parent, strength in parents if name in parent.layers]
+        for name in dict.fromkeys([*subject.layers, *style.layers])
     }
-    return SodaAdapter(layers, _metadata(parts, method))
+    layers: dict[str, AdaptedLayer] = {}
+    if method == "delta":
+        layers |= {name: _delta_layer(of) for name, of in parts.items()}
+    else:
+        single = {name: _single_layers(name, of) for name, of in parts.items()}
+        factors = _geodesic_factors({name: _rotations(name, of) for name, of in single.items()})
+        layers |= {name: _geodesic_layer(name, of, factors[name]) for name, of in single.items()}
+    return SodaAdapter(layers, _metadata(parents, method))
 
 
 def _check_same_base(subject: SodaAdapter, style: SodaAdapter) -> None:
@@ -77,7 +82,7 @@ def _same_family(a: SodaAdapter, b: SodaAdapter) -> bool:
     return families[0] == families[1]
 
 
-def _delta_layer(name: str, parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
+def _delta_layer(parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
     terms: list[tuple[float, SodaLayer]] = []
     for strength, layer in parts:
         if isinstance(layer, SodaSum):
@@ -87,52 +92,69 @@ def _delta_layer(name: str, parts: list[tuple[float, AdaptedLayer]]) -> AdaptedL
     return SodaSum(tuple(terms))
 
 
-def _geodesic_layer(name: str, parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
-    single: list[tuple[float, SodaLayer]] = []
+Parts = list[tuple[float, SodaLayer]]
+Rotations = list[tuple[float, Sequence[Tensor]]]
+
+
+def _single_layers(name: str, parts: list[tuple[float, AdaptedLayer]]) -> Parts:
+    single: Parts = []
     for strength, layer in parts:
         if not isinstance(layer, SodaLayer):
             raise MergeError(f"layer {name!r} is already a delta merge, which has no factors; use method 'delta'")
         single.append((strength, layer))
-    shifted = [(a, layer) for a, layer in single if layer.shift is not None]
-    kinds = {layer.decomposition for _, layer in shifted}
-    if len(kinds) > 1:
-        raise MergeError(f"layer {name!r}: one adapter's shift is SVD, the other's QR; use method 'delta'")
-    rotated = [(a, layer.factors) for a, layer in single if layer.factors]
+    return single
+
+
+def _rotations(name: str, parts: Parts) -> Rotations:
+    rotated: Rotations = [(a, layer.factors) for a, layer in parts if layer.factors]
     sizes = {tuple(R.shape[-1] for R in factors) for _, factors in rotated}
     if len(sizes) > 1:
         raise MergeError(
             f"layer {name!r} has factor sizes {' and '.join(map(str, sorted(sizes)))}; rotations of different "
             "Kronecker sizes have no common geodesic. Train both with one factor preset, or use method 'delta'"
         )
+    return rotated
+
+
+def _geodesic_layer(name: str, parts: Parts, factors: list[Tensor]) -> SodaLayer:
+    shifted = [(a, layer) for a, layer in parts if layer.shift is not None]
+    kinds = {layer.decomposition for _, layer in shifted}
+    if len(kinds) > 1:
+        raise MergeError(f"layer {name!r}: one adapter's shift is SVD, the other's QR; use method 'delta'")
     shift = sum((a * layer.shift for a, layer in shifted if layer.shift is not None), torch.tensor(0.0))
     return SodaLayer(
-        decomposition=next(iter(kinds), single[0][1].decomposition),
-        factors=_geodesic_factors(rotated),
+        decomposition=next(iter(kinds), parts[0][1].decomposition),
+        factors=factors,
         shift=shift if shifted else None,
-        shape=next((layer.shape for _, layer in single if layer.shape is not None), None),
-        probe=_merged_probe(single),
+        shape=next((layer.shape for _, layer in parts if layer.shape is not None), None),
+        probe=_merged_probe(parts),
     )
 
 
-def _geodesic_factors(parts: list[tuple[float, Any]]) -> list[Tensor]:
-    """``exp(Σ a_j log R_ij)`` per factor i; exact where all but one strength are zero."""
-    if not parts:
-        return []
-    active = [(a, factors) for a, factors in parts if a != 0.0]
-    if len(active) <= 1:
-        a, factors = active[0] if active else (0.0, parts[0][1])
-        return geodesic_power(factors, a)
-    columns = zip(*(factors for _, factors in active), strict=True)
-    strengths = [a for a, _ in active]
-    return [
-        skew_exp(torch.stack([a * orthogonal_log(R) for a, R in zip(strengths, column, strict=True)]).sum(0)).to(
-            column[0].dtype
-        )
-        for column in columns
-    ]
+def _geodesic_factors(rotations: Mapping[str, Rotations]) -> dict[str, list[Tensor]]:
+    """``exp(Σ a_j log R_ij)`` per layer and factor i; exact where all but one strength are zero.
+
+    All layers at once: logarithms and exponentials of small matrices cost next to nothing in batches.
+    """
+    merged: dict[str, list[Tensor]] = {}
+    columns: list[tuple[str, list[float], tuple[Tensor, ...]]] = []
+    for name, parts in rotations.items():
+        active = [(a, factors) for a, factors in parts if a != 0.0]
+        if len(active) > 1:
+            strengths = [a for a, _ in active]
+            columns += [(name, strengths, column) for column in zip(*(f for _, f in active), strict=True)]
+            merged[name] = []
+        else:
+            a, factors = active[0] if active else (0.0, parts[0][1] if parts else [])
+            merged[name] = geodesic_power(factors, a)
+    logs = iter(in_batches(orthogonal_log, [R for _, _, column in columns for R in column]))
+    sums = [torch.stack([a * next(logs) for a in strengths]).sum(0) for _, strengths, _ in columns]
+    for (name, _, column), R in zip(columns, in_batches(skew_exp, sums), strict=True):
+        merged[name].append(R.to(column[0].dtype))
+    return merged
 
 
-def _merged_probe(parts: list[tuple[float, SodaLayer]]) -> Probe | None:
+def _merged_probe(parts: Parts) -> Probe | None:
     """Δ is linear in the shift (exactly for QR, and for SVD where no ReLU clips), so its sketch is too."""
     probes = [(a, layer.probe) for a, layer in parts]
     known = [(a, probe) for a, probe in probes if probe is not None]

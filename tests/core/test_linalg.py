@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from soda_core import linalg
 from soda_core.errors import ManifoldError, SettingsError, ShapeError
 from soda_core.kronecker import LARGEST_DENSE_FACTOR, PRESETS, factor_sizes, geodesic_power, rotate, unrotate
 from soda_core.linalg import (
@@ -149,3 +150,19 @@ def test_large_primes_are_refused_by_name() -> None:
     assert factor_sizes(1009, count=1) == (1009,), f"one dense rotation was asked for (limit {LARGEST_DENSE_FACTOR})"
     with pytest.raises(SettingsError, match="svdiff-size"):
         factor_sizes(320, "nonsense")
+
+
+def test_in_batches_is_the_function_of_each_matrix_in_order() -> None:
+    matrices = [torch.randn(k, k, dtype=dtype) for k, dtype in ((3, torch.float32), (5, torch.float64)) * 3]
+    calls = []
+
+    def function(stack: torch.Tensor) -> torch.Tensor:
+        calls.append(stack.shape)
+        return stack @ stack
+
+    found = linalg.in_batches(function, matrices)
+    assert calls == [(3, 3, 3), (3, 5, 5)]
+    for M, squared in zip(matrices, found, strict=True):
+        assert squared.dtype == M.dtype
+        torch.testing.assert_close(squared, M @ M)
+    assert linalg.in_batches(function, []) == []
