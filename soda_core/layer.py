@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import BaseMismatchError, FileFormatError, SettingsError
 from .kronecker import geodesic_power, rotate
 from .linalg import check_orthogonal, flatten_weight, result_dtype
-from .probe import SKETCH_SHAPE, relative_error, sketch
+from .probe import SKETCH_SHAPE, relative_error, sketch, sketch_of
 from .spectral import Decomposition, Spectrum, decompose
 
 StrengthMode = Literal["linear", "geodesic"]
@@ -222,7 +222,8 @@ class SodaLayer(AdaptedLayer):
     def _sketch(self, spectrum: Spectrum | None) -> Tensor:
         if self.shift is None or spectrum is None:
             return torch.zeros(SKETCH_SHAPE)
-        return sketch(spectrum.delta(self.shift.to(spectrum.like)))
+        shift = self.shift.to(spectrum.like)
+        return sketch_of(lambda x: spectrum.apply(x.to(spectrum.like), shift), spectrum.width, shift.device)
 
     def spectral_error(self, weight: Tensor, spectra: dict[Decomposition, Spectrum] | None = None) -> BaseCheck | None:
         if self.probe is None:

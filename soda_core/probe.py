@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -35,11 +36,17 @@ def _signs(label: str, count: int) -> Tensor:
 
 def sketch(M: Tensor) -> Tensor:
     """``(out, in) -> (BUCKETS, VECTORS)`` float32 on the CPU, with ``E‖sketch‖² = ‖M‖²``."""
-    out, width = M.shape
-    G = torch.stack([_signs(f"in{i}", width) for i in range(VECTORS)], 1).to(M.device)
-    rows = (M.float() @ G) * _signs("out", out).to(M.device)[:, None] / math.sqrt(VECTORS)
-    buckets = torch.arange(out, device=M.device) % BUCKETS
-    return torch.zeros(SKETCH_SHAPE, device=M.device).index_add_(0, buckets, rows).cpu()
+    return sketch_of(lambda x: x @ M.float().mT, M.shape[1], M.device)
+
+
+def sketch_of(apply: Callable[[Tensor], Tensor], width: int, device: torch.device) -> Tensor:
+    """The sketch of a matrix that is only known by what it does: ``apply`` maps ``(n, in)`` to ``(n, out)``."""
+    G = torch.stack([_signs(f"in{i}", width) for i in range(VECTORS)]).to(device)
+    columns = apply(G).float()
+    out = columns.shape[1]
+    rows = columns.mT * _signs("out", out).to(device)[:, None] / math.sqrt(VECTORS)
+    buckets = torch.arange(out, device=device) % BUCKETS
+    return torch.zeros(SKETCH_SHAPE, device=device).index_add_(0, buckets, rows).cpu()
 
 
 def relative_error(measured: Tensor, expected: Tensor) -> float:

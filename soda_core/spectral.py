@@ -47,6 +47,11 @@ class Spectrum(ABC):
     def like(self) -> Tensor:
         """A tensor in the dtype and on the device it computes in."""
 
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Number of inputs of the weight."""
+
     def to(self, device: torch.device | str) -> Spectrum:
         return from_tensors(self.kind, {k: v.to(device) for k, v in self.tensors().items()})
 
@@ -89,6 +94,10 @@ class SvdSpectrum(Spectrum):
     def like(self) -> Tensor:
         return self.S
 
+    @property
+    def width(self) -> int:
+        return self.Vh.shape[1]
+
     def tensors(self) -> dict[str, Tensor]:
         return {"U": self.U, "S": self.S, "Vh": self.Vh}
 
@@ -118,6 +127,10 @@ class QrSpectrum(Spectrum):
     @property
     def like(self) -> Tensor:
         return self.Qh
+
+    @property
+    def width(self) -> int:
+        return self.Qh.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"Qh": self.Qh, "out": torch.tensor(self.out)}
