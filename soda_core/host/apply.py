@@ -10,6 +10,8 @@ one tensor of the weight's size and dtype per adapted layer, in main memory unti
 from __future__ import annotations
 
 import logging
+import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +23,7 @@ from ..layer import AdaptedLayer, BaseCheck, StrengthMode
 from ..merge import WeightLookup
 from ..spectral import Decomposition, Spectrum
 from . import base
-from .spectra import Steps, spectra_of
+from .spectra import Steps, fingerprint, spectra_of
 
 #: Dtypes a delta is kept in as the base weight is; anything smaller (fp8) gets bfloat16.
 _DELTA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,7 +57,7 @@ def apply_adapter(
     results = []
     steps = Steps(matched)
     for owner, patcher, layers, strength in targets:
-        patches = _patches(patcher, layers, strength, mode, checks, steps)
+        patches = _patches(patcher, adapter.identity(), layers, strength, mode, checks, steps)
         results.append((owner.clone(), patches, strength if mode == "linear" else 1.0))
     report = BaseReport(checks)
     report.enforce(adapter.title, ignore_base_check)
@@ -93,10 +95,17 @@ def _nothing_matches(adapter: SodaAdapter, model: Any) -> None:
     )
 
 
+#: Deltas that some MODEL still holds, and the base checks made with them: another strength computes nothing anew.
+_deltas: weakref.WeakValueDictionary[str, torch.Tensor] = weakref.WeakValueDictionary()
+_checks: OrderedDict[str, BaseCheck | None] = OrderedDict()
+_CHECKS_KEPT = 10_000
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def _patches(
     patcher: Any,
+    identity: str,
     layers: Mapping[str, AdaptedLayer],
     strength: float,
     mode: StrengthMode,
@@ -116,15 +125,29 @@ def _patches(
             continue
         key = base.weight_key(name)
         stored = base.pristine_weight(patcher, key)
-        spectra = spectra_of(stored, layer.needs_spectrum, device)
-        weight = stored.to(device)
-        check = layer.spectral_error(weight, spectra)
-        if check is not None:
+        own = 1.0 if mode == "linear" else strength
+        known = f"{identity} {name} {own} {fingerprint(stored)}"
+        delta = _deltas.get(known)
+        if delta is None or known not in _checks:
+            delta, check = _delta(layer, stored, own, mode, device)
+            _deltas[known], _checks[known] = delta, check
+            while len(_checks) > _CHECKS_KEPT:
+                _checks.popitem(last=False)
+        if (check := _checks[known]) is not None:
             checks[name] = check
-        delta = layer.delta(weight, 1.0 if mode == "linear" else strength, mode, spectra)
-        dtype = stored.dtype if stored.dtype in _DELTA_DTYPES else torch.bfloat16
-        patches[key] = ("diff", (delta.to("cpu", dtype),))
+        patches[key] = ("diff", (delta,))
     return patches
+
+
+def _delta(
+    layer: AdaptedLayer, stored: torch.Tensor, strength: float, mode: StrengthMode, device: torch.device
+) -> tuple[torch.Tensor, BaseCheck | None]:
+    spectra = spectra_of(stored, layer.needs_spectrum, device)
+    weight = stored.to(device)
+    check = layer.spectral_error(weight, spectra)
+    delta = layer.delta(weight, strength, mode, spectra)
+    dtype = stored.dtype if stored.dtype in _DELTA_DTYPES else torch.bfloat16
+    return delta.to("cpu", dtype), check
 
 
 def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:

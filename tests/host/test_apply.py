@@ -269,10 +269,46 @@ def test_decompositions_are_kept_in_memory_and_on_disk(host) -> None:
         for path in store.folder.glob("*.safetensors"):
             path.write_bytes(b"damaged")
         store.clear_memory()
+        host.core("host.apply")._deltas.clear()  # first holds them
         second, _ = apply(family.model, None, family.adapter)
     assert store.computed > before, "a damaged entry is computed anew"
     a, b = live_weights(first, family.adapter), live_weights(second, family.adapter)
     assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_another_strength_computes_nothing_anew(host, monkeypatch) -> None:
+    apply = host.core("host.apply")
+    computed: list[float] = []
+    original = apply._delta
+    monkeypatch.setattr(apply, "_delta", lambda *args: (computed.append(args[2]), original(*args))[1])
+    family = make_family(host, "sd15-min")
+    count = len(family.adapter.layers)
+    with torch.inference_mode():
+        first, _ = apply.apply_adapter(family.model, None, family.adapter, 1.0)
+        assert len(computed) == count
+        second, _ = apply.apply_adapter(family.model, None, family.adapter, 0.5)
+        again, _ = apply.apply_adapter(second, None, family.adapter, 0.25)  # chained: from the pristine weights too
+        assert len(computed) == count
+        apply.apply_adapter(family.model, None, family.adapter, 0.5, mode="geodesic")
+        assert len(computed) == 2 * count, "a geodesic delta depends on the strength"
+    half, quarter = live_weights(second, family.adapter), live_weights(again, family.adapter)
+    base = live_weights(family.model, family.adapter)
+    for name, W0 in base.items():
+        torch.testing.assert_close(half[name], family.adapter.adapt(name, W0, 0.5), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(quarter[name] - W0, 1.5 * (half[name] - W0), atol=1e-6, rtol=1e-4)
+
+    other = host.model("sd15-min")
+    with torch.inference_mode():
+        key = next(iter(family.adapter.layers)) + ".weight"
+        other.model.state_dict()[key][3, 5] += 1e-3
+        apply.apply_adapter(other, None, family.adapter, 0.5)
+        assert len(computed) == 2 * count + 1, "one weight of the base is another: its delta is computed anew"
+        del first, second, again
+        import gc
+
+        gc.collect()
+        apply.apply_adapter(family.model, None, family.adapter, 0.5)
+        assert len(computed) == 3 * count + 1, "deltas live as long as a MODEL holds them"
 
 
 def test_the_store_keeps_within_its_limits(host, tmp_path) -> None:
