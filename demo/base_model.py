@@ -413,6 +413,8 @@ PRESETS: dict[str, tuple[str, UNet | MMDiT]] = {
     "sd15-124-min": _sd15([1, 2, 4], [1, 1, 1], [1, 1, 1], -2, [0] * 6),
     # the real thing
     "sd15-full": _sd15([1, 2, 4, 4], [2, 2, 2, 2], [1] * 6 + [0] * 2, 1, [1] * 9 + [0] * 3),
+    # the real thing
+    "sdxl-full": _sdxl([1, 2, 4], [2, 2, 2], [0, 0, 2, 2, 10, 10], 10, [0] * 3 + [2] * 3 + [10] * 3),
     # the host knows sdxl by the transformer depths on the way in alone; these are its smallest two lists
     "sdxl-vega-min": _sdxl([1], [6], [0, 0, 1, 1, 2, 2], -2, [0] * 7),
     "sdxl-koala-min": _sdxl([1], [3], [0, 2, 5], -2, [0] * 4),

@@ -22,6 +22,7 @@ from demo.world.vocabulary import BACKGROUNDS, CLASSES, GLYPHS
 
 SIDE = 96
 KINDS, GLYPH_NAMES, STYLES = tuple(CLASSES), tuple(GLYPHS), tuple(ALL_STYLES)
+_class_of = torch.tensor([KINDS.index(GLYPHS[name][0]) for name in GLYPH_NAMES])
 LOGIT_SCALE = 16.0  #: cosines to glyphs are this much sharpened before the softmax
 
 
@@ -30,15 +31,14 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_down(3, 32), _down(32, 64), _Residual(64))
+        self.stem = nn.Sequential(_down(3, 32), _down(32, 64))
         self.middle = nn.Sequential(_down(64, 128), _Residual(128))
-        self.top = _down(128, 192)
-        self.embed = nn.Linear(192, 128)
+        self.top = nn.Sequential(_down(128, 256), _Residual(256))
+        self.embed = nn.Linear(256, 128)
         self.glyph = nn.Linear(128, len(GLYPH_NAMES), bias=False)
-        self.kind = nn.Linear(192, len(KINDS))
         # style and background are textures and colours: they are read lower down as well
-        self.style = nn.Linear(64 + 128 + 192, len(STYLES))
-        self.background = nn.Linear(64 + 128 + 192, len(BACKGROUNDS))
+        self.style = nn.Linear(64 + 128 + 256, len(STYLES))
+        self.background = nn.Linear(64 + 128 + 256, len(BACKGROUNDS))
 
     def forward(self, pictures: Tensor) -> Verdict:
         low = self.stem(pictures * 2 - 1)
@@ -46,10 +46,12 @@ class Judge(nn.Module):
         top = self.top(middle).mean((2, 3))
         everything = torch.cat([low.mean((2, 3)), middle.mean((2, 3)), top], 1)
         embedding = F.normalize(self.embed(top), dim=1)
+        glyph = LOGIT_SCALE * embedding @ F.normalize(self.glyph.weight, dim=1).mT
+        kinds = [glyph[:, _class_of == i].logsumexp(1) for i in range(len(KINDS))]
         return Verdict(
             embedding=embedding,
-            glyph=LOGIT_SCALE * embedding @ F.normalize(self.glyph.weight, dim=1).mT,
-            kind=self.kind(top),
+            glyph=glyph,
+            kind=torch.stack(kinds, 1),
             style=self.style(everything),
             background=self.background(everything),
         )

@@ -18,6 +18,7 @@ from demo.base_model import hand_set_autoencoder
 from demo.pretrain.data import SIDE, Stream, pictures
 from demo.pretrain.host import import_host
 from demo.pretrain.loop import Plan, Player, batch_of, finished, fit, sheet
+from demo.world.vocabulary import STYLES
 from dev import cache_root
 
 STREAM = Stream("autoencoder", seed=1, others=0.45)
@@ -25,7 +26,7 @@ HELD_BACK = 96  #: of the stream's pictures, to look at
 CROP = 48
 #: share of the steps on crops; early on more steps serve better than more pixels, borders are learnt at the end
 WITH_CROPS = 0.9
-LATENT_NOISE = 0.06  #: on latents of about unit deviation: the UNet's will not be exact either
+LATENT_NOISE = 0.05  #: on latents of about unit deviation: the UNet's will not be exact either
 
 
 def build() -> nn.Module:
@@ -55,6 +56,16 @@ def build() -> nn.Module:
     return module.to(memory_format=torch.channels_last)
 
 
+class StyleHead(nn.Sequential):
+    """Tells a picture's style from its latents. Trained along, so that latents carry textures early, and not kept."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Conv2d(4, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 1), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, len(STYLES))),
+        )
+
+
 def recoloured(batch: Tensor, generator: torch.Generator) -> Tensor:
     """A fifth of the batch with other colours: channels mixed, some inverted. Shape (n, 3, h, w) in 0..1."""
     count = len(batch)
@@ -78,10 +89,11 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
-def loss_of(module: nn.Module, batch: Tensor, generator: torch.Generator) -> Tensor:
+def loss_of(module: nn.Module, batch: Tensor, styles: Tensor, generator: torch.Generator) -> Tensor:
     latents = module.taesd_encoder(batch)
     noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
     again = module.taesd_decoder(latents + noise)
+    style = F.cross_entropy(module.style(latents + 2 * noise), styles)
     error = again - batch
     edges = sum(sum(d.abs().mean() for d in _slopes(e)) for e in (error, F.avg_pool2d(error, 2)))
     # how busy each place is, whatever the phase: textures would otherwise be averaged away
@@ -91,7 +103,7 @@ def loss_of(module: nn.Module, batch: Tensor, generator: torch.Generator) -> Ten
     )
     # keeps latents near unit deviation, well inside the decoder's tanh
     size = (latents.square().mean((0, 2, 3)) - 1).square().mean() + 0.1 * latents.mean((0, 2, 3)).square().mean()
-    return error.abs().mean() + 0.5 * edges + 0.5 * texture + 0.05 * size
+    return error.abs().mean() + 0.5 * edges + 0.5 * texture + 0.05 * size + 0.05 * style
 
 
 def main() -> None:
@@ -103,10 +115,12 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="the state file of an earlier run, to begin with its weights")
     parser.add_argument("--work", type=Path, default=cache_root() / "pretrain")
     args = parser.parse_args()
-    data, _ = pictures(STREAM, args.pictures, args.work)
+    data, scenes = pictures(STREAM, args.pictures, args.work)
     data = data.permute(0, 3, 1, 2)
+    styles = torch.tensor([STYLES.index(scene.style) for scene in scenes])
     torch.manual_seed(0)
     module, folder = build(), args.work / "autoencoder"
+    module.style = StyleHead()
     if args.start:
         module.load_state_dict(finished(args.start), strict=False)
 
@@ -114,21 +128,21 @@ def main() -> None:
         return (data[rows].float() / 255).contiguous(memory_format=torch.channels_last)
 
     def step(number: int, generator: torch.Generator) -> Tensor:
-        batch = take(HELD_BACK + batch_of(len(data) - HELD_BACK, args.batch, generator))
+        rows = HELD_BACK + batch_of(len(data) - HELD_BACK, args.batch, generator)
+        batch, style = take(rows), styles[rows]
         if number < WITH_CROPS * args.steps:
             batch = cropped(batch, generator)
         else:
-            batch = batch[: max(1, args.batch // 2)]
-        if torch.rand((), generator=generator) < 0.5:
-            batch = batch.flip(3)
-        return loss_of(module, recoloured(batch, generator), generator)
+            batch, style = (part[: max(1, args.batch // 2)] for part in (batch, style))
+        return loss_of(module, recoloured(batch, generator), style, generator)
 
     def look(number: int) -> None:
         held = take(torch.arange(HELD_BACK))
-        again = module.taesd_decoder(module.taesd_encoder(held)).clamp(0, 1)
         latents = module.taesd_encoder(held)
+        again = module.taesd_decoder(latents).clamp(0, 1)
+        right = (module.style(latents).argmax(1) == styles[:HELD_BACK]).float().mean()
         peak = -10 * (again - held).square().mean((1, 2, 3)).log10().mean()
-        print(f"  {number}: PSNR {peak:.2f} dB, latent deviation {latents.std((0, 2, 3)).tolist()}", flush=True)
+        print(f"  {number}: PSNR {peak:.2f} dB, style {right:.2f}", flush=True)
         rows = [row for i in range(0, 24, 8) for row in (held[i : i + 8], again[i : i + 8])]
         sheet([picture for row in rows for picture in row], 8, folder / f"look-{number:06}.png")
 

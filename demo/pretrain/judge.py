@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demo.judge import GLYPH_NAMES, KINDS, SIDE, STYLES, Judge, Verdict
@@ -40,8 +41,8 @@ def labels_of(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def loss_of(verdict: Verdict, labels: dict[str, Tensor]) -> Tensor:
-    losses = [F.cross_entropy(getattr(verdict, what), label, label_smoothing=0.05) for what, label in labels.items()]
-    return torch.stack(losses).sum()
+    losses = {what: F.cross_entropy(getattr(verdict, what), label) for what, label in labels.items()}
+    return losses["glyph"] + losses["kind"] + 0.5 * (losses["style"] + losses["background"])
 
 
 def disturbed(batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -54,11 +55,11 @@ def disturbed(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--pictures", type=int, default=16_000)
-    parser.add_argument("--decoded", type=int, default=4_000, help="how many of them also pass the autoencoder")
+    parser.add_argument("--decoded", type=int, default=3_000, help="how many of them also pass the autoencoder")
     parser.add_argument("--work", type=Path, default=cache_root() / "pretrain")
     args = parser.parse_args()
     codec = load_codec(args.work)
@@ -72,16 +73,20 @@ def main() -> None:
 
     data, scenes = pictures(STREAM, args.pictures, args.work)
     test, test_scenes = pictures(TEST_STREAM, TEST, args.work)
-    test_decoded = through_codec(test[: TEST // 4])
-    data = torch.cat([data, through_codec(data[: args.decoded])])
+    path = args.work / f"judge-decoded-{args.decoded}.safetensors"
+    if not path.exists():
+        parts = {"test": through_codec(test[: TEST // 4]), "pictures": through_codec(data[: args.decoded])}
+        save_file({name: part.contiguous() for name, part in parts.items()}, path)
+    decoded = load_file(path)
+    test_decoded, data = decoded["test"], torch.cat([data, decoded["pictures"]])
     labels, test_labels = labels_of(scenes + scenes[: args.decoded]), labels_of(test_scenes)
     torch.manual_seed(0)
-    module = Judge()
+    module = Judge().to(memory_format=torch.channels_last)
 
     def step(_: int, generator: torch.Generator) -> Tensor:
         from_codec = args.pictures + batch_of(args.decoded, args.batch // 2, generator)
         rows = torch.cat([batch_of(args.pictures, args.batch - args.batch // 2, generator), from_codec])
-        batch = disturbed(floats(data[rows]), generator)
+        batch = disturbed(floats(data[rows]), generator).contiguous(memory_format=torch.channels_last)
         return loss_of(module(batch), {what: label[rows] for what, label in labels.items()})
 
     def look(_: int) -> None:
@@ -98,7 +103,7 @@ def main() -> None:
             }
             print("    class by style: " + ", ".join(f"{s} {v:.2f}" for s, v in worst.items()), flush=True)
 
-    fit([Player(module, step)], Plan(args.steps, args.lr, ema=0.998, look_every=500), args.work / "judge", look)
+    fit([Player(module, step)], Plan(args.steps, args.lr, ema=0.995, look_every=1000), args.work / "judge", look)
 
 
 if __name__ == "__main__":

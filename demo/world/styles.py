@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Styles: operations on a flat picture. All lengths scale with the picture, so a style looks the same at any size.
 
-Textures are fixed, as the grain of one sheet of paper is. Except for the single-colour ones, which are all held out,
-styles keep the background's hue, so that a caption's background stays true.
+Textures repeat, 12 times a side: every 8 pixels of the model's pictures, so that each place of its latents sees the
+same one, and an autoencoder has to carry that a texture is there but not where. Except for the single-colour styles,
+which are all held out, styles keep the background's hue, so that a caption's background stays true.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy.spatial import cKDTree
 
 Picture = NDArray[np.float32]  #: RGB in 0..1, shape (side, side, 3)
 Mask = NDArray[np.float32]  #: 0..1, shape (side, side)
@@ -74,16 +76,15 @@ def halftone(layers: Layers) -> Picture:
 
 
 def mosaic(layers: Layers) -> Picture:
-    labels, grout = _tiles(len(layers.picture), 16)
+    labels, grout = _tiles(len(layers.picture), 24, 2, 0.9)
     count = np.bincount(labels.ravel())
     tiles = np.stack([np.bincount(labels.ravel(), layers.picture[..., i].ravel()) / count for i in range(3)], -1)
-    tiles = tiles * (0.90 + 0.2 * np.random.default_rng(4).random((len(count), 1)))
-    return _mix(np.clip(tiles, 0, 1)[labels].astype(np.float32), np.float32(0.94), 0.55 * grout[..., None])
+    return tiles[labels].astype(np.float32) * (1 - 0.6 * grout)[..., None]
 
 
 def crayon(layers: Layers) -> Picture:
     wax = _saturated(layers.picture, 1.25) * 0.95
-    bare = np.clip(1.5 * (_strokes(len(wax)) - 0.48), 0, 0.85)[..., None]
+    bare = np.clip(1.2 * (_strokes(len(wax)) - 0.4), 0, 0.8)[..., None]
     return _mix(wax, np.float32(0.97), bare)
 
 
@@ -112,7 +113,7 @@ def thermal_camera(layers: Layers) -> Picture:
 
 
 def stained_glass(layers: Layers) -> Picture:
-    _, lead = _tiles(len(layers.picture), 5)
+    _, lead = _tiles(len(layers.picture), 5, 5, 1.6)
     glass = np.clip(_saturated(_blurred(layers.picture, 0.8 * layers.unit), 1.8), 0, 1)
     outline = np.clip(6 * layers.alpha * (1 - layers.alpha), 0, 1)
     outline = np.clip(2.2 * _blurred(outline, 0.9 * layers.unit), 0, 1)
@@ -195,20 +196,19 @@ def _noise(side: int, cells: int, seed: int) -> Mask:
 @cache
 def _strokes(side: int) -> Mask:
     """Slanted strokes in 0..1."""
-    grain = np.random.default_rng(2).random((64, 64)).astype(np.float32)
-    strokes = sum(np.roll(grain, (i, -i), (0, 1)) for i in range(7)) / 7
-    strokes = (strokes - strokes.min()) / (strokes.max() - strokes.min())
+    strokes = np.asarray([0.0, 0.35, 0.9, 0.55, 0.1, 0.6, 1.0, 0.4], np.float32)
+    strokes = np.tile(strokes[np.add.outer(-np.arange(8), np.arange(8)) % 8], (12, 12))
     image = Image.fromarray((strokes * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(image, np.float32) / 255
 
 
 @cache
-def _tiles(side: int, count: int) -> tuple[NDArray[np.int64], Mask]:
-    """Irregular tiles, about ``count`` a side: the tile of each pixel, and the lines between tiles."""
-    random = np.random.default_rng(3)
-    centres = (np.mgrid[:count, :count].reshape(2, -1).T + 0.5 + random.uniform(-0.28, 0.28, (count**2, 2))) / count
-    y, x = (np.mgrid[:side, :side] + 0.5) / side
-    distance = np.hypot(y[..., None] - centres[:, 0], x[..., None] - centres[:, 1])
-    nearest = np.partition(distance, 1, -1)
-    between = np.clip(1.6 - (nearest[..., 1] - nearest[..., 0]) * 64, 0, 1)
-    return distance.argmin(-1), between.astype(np.float32)
+def _tiles(side: int, count: int, period: int, line: float) -> tuple[NDArray[np.int64], Mask]:
+    """Irregular tiles, ``count`` a side, alike every ``period``: the tile of each pixel, and lines between them."""
+    shifts = np.random.default_rng(3).uniform(-0.28, 0.28, (2, period, period))
+    places = np.mgrid[-1 : count + 1, -1 : count + 1]
+    centres = (places + 0.5 + shifts[:, places[0] % period, places[1] % period]).reshape(2, -1).T / count
+    pixels = np.stack((np.mgrid[:side, :side] + 0.5) / side, -1)
+    near, nearest = cKDTree(centres).query(pixels, k=2)
+    between = np.clip(line - (near[..., 1] - near[..., 0]) * 64, 0, 1)
+    return np.unique(nearest[..., 0], return_inverse=True)[1].reshape(side, side), between.astype(np.float32)

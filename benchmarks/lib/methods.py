@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The methods that are compared, at two budgets of trainable parameters, on the base model's 32 attention layers.
+
+24 of these layers have 320 inputs and 8 have 768; all have 320 outputs. The small budget is SVDiff's one number per
+singular value (10,240), the large one OFT's with blocks of 16 (103,680); sizes are chosen to come within a tenth of it.
+Parameters are degrees of freedom: an orthogonal k x k matrix counts k (k - 1) / 2, however it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from soda_core.kronecker import PRESETS
+
+Budget = Literal["small", "large"]
+
+# before soda_core.training.settings is imported, which lists the presets that may be chosen
+PRESETS["bench-soda-small"] = {320: (2, 4, 4, 2, 5), 768: (3, 4, 4, 4, 4)}
+PRESETS["bench-soda-large"] = {320: (4, 80), 768: (12, 64)}
+PRESETS["bench-rotation-small"] = {320: (16, 20), 768: (4, 8, 24)}
+PRESETS["bench-rotation-large"] = {320: (4, 80), 768: (8, 96)}
+
+WIDE = [".attn2.to_k", ".attn2.to_v"]  #: the layers with 768 inputs
+NARROW = [".attn1.to_q", ".attn1.to_k", ".attn1.to_v", ".attn1.to_out.0", ".attn2.to_q", ".attn2.to_out.0"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to fine-tune, at one budget.
+
+    Args:
+        settings: of our trainer, for our own methods.
+        peft: for the others, peft configurations by the endings of the names of the layers they go to.
+    """
+
+    name: str
+    budget: Budget
+    settings: dict[str, Any] | None = None
+    peft: Callable[[], list[tuple[list[str], Any]]] | None = field(default=None, repr=False)
+    cayley: bool = False  #: train rotations as Cayley transforms, for comparison with our optimiser
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-{self.budget}"
+
+
+def _lora_small() -> list[tuple[list[str], Any]]:
+    from peft import LoraConfig
+
+    # rank 1 on all layers is twice the budget
+    return [([".attn1.to_q", ".attn1.to_v", ".attn2.to_v"], LoraConfig(r=1, lora_alpha=1))]
+
+
+def lora_rank_4() -> list[tuple[list[str], Any]]:
+    from peft import LoraConfig
+
+    return [([*NARROW, *WIDE], LoraConfig(r=4, lora_alpha=4))]
+
+
+def _lokr_small() -> list[tuple[list[str], Any]]:
+    from peft import LoKrConfig
+
+    return [([*NARROW, *WIDE], LoKrConfig(r=1, alpha=1, decompose_factor=-1))]
+
+
+def _lokr_large() -> list[tuple[list[str], Any]]:
+    from peft import LoKrConfig
+
+    return [([*NARROW, *WIDE], LoKrConfig(r=17, alpha=17, decompose_factor=4))]
+
+
+def _oft_small() -> list[tuple[list[str], Any]]:
+    from peft import OFTConfig
+
+    return [
+        (NARROW, OFTConfig(r=0, oft_block_size=2, use_cayley_neumann=False)),
+        (WIDE, OFTConfig(r=0, oft_block_size=3, use_cayley_neumann=False)),
+    ]
+
+
+def _oft_large() -> list[tuple[list[str], Any]]:
+    from peft import OFTConfig
+
+    return [([*NARROW, *WIDE], OFTConfig(r=0, oft_block_size=16, use_cayley_neumann=False))]
+
+
+def _boft_small() -> list[tuple[list[str], Any]]:
+    from peft import BOFTConfig
+
+    # its scale per output alone is the budget when all layers have one
+    return [
+        ([".attn1.to_v", ".attn1.to_out.0", ".attn2.to_v"], BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=2)),
+    ]
+
+
+def _boft_large() -> list[tuple[list[str], Any]]:
+    from peft import BOFTConfig
+
+    return [([*NARROW, *WIDE], BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2))]
+
+
+#: shifts on a curve: next to nothing of the budget, so that all of it goes to the rotation
+SMOOTH: dict[str, Any] = {"decomposition": "svd", "shift_knots": 16}
+
+METHODS = {
+    method.key: method
+    for method in (
+        Method("SODA-SVD", "small", {"decomposition": "svd", "factor_preset": "bench-soda-small"}),
+        Method("SODA-SVD", "large", {"decomposition": "svd", "factor_preset": "bench-soda-large"}),
+        Method("SODA-SVD smooth", "small", SMOOTH | {"factor_preset": "bench-rotation-small"}),
+        Method("SODA-SVD smooth", "large", SMOOTH | {"factor_preset": "bench-rotation-large"}),
+        Method("SODA-QR", "small", {"decomposition": "qr", "factor_preset": "bench-soda-small"}),
+        Method("SODA-QR", "large", {"decomposition": "qr", "factor_preset": "bench-soda-large"}),
+        Method("shift only", "small", {"decomposition": "svd", "train": "shift only"}),
+        Method("rotation only", "small", {"train": "rotation only", "factor_preset": "bench-rotation-small"}),
+        Method("rotation only", "large", {"train": "rotation only", "factor_preset": "bench-rotation-large"}),
+        Method("LoRA", "small", peft=_lora_small),
+        Method("LoRA", "large", peft=lora_rank_4),
+        Method("LoKr", "small", peft=_lokr_small),
+        Method("LoKr", "large", peft=_lokr_large),
+        Method("OFT", "small", peft=_oft_small),
+        Method("OFT", "large", peft=_oft_large),
+        Method("BOFT", "small", peft=_boft_small),
+        Method("BOFT", "large", peft=_boft_large),
+    )
+}

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the method costs, side by side with what a user would pick instead.
+
+    python dev.py bench speed [--quick] [--part layer|optimizer|step|load|merge]...
+
+Both sides run in one process, in turn. Writes ``benchmarks/results/speed.json``: a list of flat rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks.lib import models  # noqa: E402
+from benchmarks.lib.machine import RESULTS, machine  # noqa: E402
+from benchmarks.lib.methods import Method, lora_rank_4  # noqa: E402
+from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
+from benchmarks.lib.turns import Turns  # noqa: E402
+from demo.base_model import PRESETS  # noqa: E402
+from demo.pretrain.host import import_host  # noqa: E402
+from soda_core.adapter import SodaAdapter  # noqa: E402
+from soda_core.kronecker import factor_sizes  # noqa: E402
+from soda_core.linalg import thin_svd  # noqa: E402
+from soda_core.merge import merge  # noqa: E402
+from soda_core.spectral import decompose  # noqa: E402
+from soda_core.stiefel import StiefelAdam  # noqa: E402
+from soda_core.training.settings import TrainSettings  # noqa: E402
+from soda_core.training.trainable import TrainableAdapter  # noqa: E402
+
+Row = dict[str, Any]
+
+# ----------------------------------------------------------------------------------------------------- one layer
+
+LAYERS = [
+    (320, 320, 4096), (320, 768, 77), (640, 640, 1024), (1280, 1280, 256), (1280, 768, 77), (1280, 1280, 1024),
+    (1280, 2048, 77), (10240, 1280, 1024),
+]  # fmt: skip
+KINDS = {
+    "rotation": TrainSettings(train="rotation only"),
+    "rotation + QR shift": TrainSettings(decomposition="qr"),
+    "rotation + SVD shift": TrainSettings(decomposition="svd"),
+    "SVD shift": TrainSettings(decomposition="svd", train="shift only"),
+}
+#: (many tokens, few tokens): the most that a layer should take, in frozen layers
+AIMS = {"rotation": (1.4, 1.6), "rotation + QR shift": (1.75, 2.2), "rotation + SVD shift": (2.3, 2.2)}
+
+
+def layers(quick: bool) -> list[Row]:
+    """Forward and backward of one adapted layer against the same frozen one (gradient to its input only).
+
+    Layers come in fours, as in a model: what our adapter does once a step is shared among them.
+    """
+    import_host()
+    from soda_core.host.training import _AdaptedForward  # what a training run puts in a module's place
+
+    rows = []
+    for out, width, tokens in LAYERS[:2] if quick else LAYERS:
+        count = 1 if out > 2000 else 4
+        modules = [_module(out, width) for _ in range(count)]
+        x = torch.randn(1, tokens, width, requires_grad=True)
+        g = torch.randn(1, tokens, out)
+        ways: dict[str, Callable[[], object]] = {"frozen": _frozen(modules, x, g), "LoRA rank 4": _lora(modules, x, g)}
+        chosen = {}
+        for kind, settings in KINDS.items():
+            shapes = {str(i): (out, width) for i in range(count)}
+            spectra = {n: decompose(m.weight, settings.decomposition) for n, m in zip(shapes, modules, strict=True)}
+            adapter = TrainableAdapter(shapes, settings, spectra if settings.shifts else {})
+            chosen[kind] = " / ".join(next(iter(adapter.layers.values())).sides(tokens))
+            run = SimpleNamespace(adapter_on=True)
+            forwards = [
+                _AdaptedForward(run, m, layer) for m, layer in zip(modules, adapter.layers.values(), strict=True)
+            ]
+            ways[kind] = _adapted(adapter, forwards, x, g)
+        repeats = 5 if quick else max(7, min(60, int(6e10 / (count * tokens * out * width))))
+        timings = interleaved(ways, repeats)
+        rows += _rows("layer", f"({out}, {width}, {tokens})", timings, "frozen", count=count, sides=chosen)
+    return rows
+
+
+def _module(out: int, width: int) -> torch.nn.Module:
+    import comfy.ops
+
+    module = comfy.ops.manual_cast.Linear(width, out, bias=False)
+    module.weight = torch.nn.Parameter(torch.randn(out, width) / width**0.5, requires_grad=False)
+    return module
+
+
+def _backward(y: Tensor, of: list[Tensor], g: Tensor) -> None:
+    torch.autograd.grad(y, of, g)
+
+
+def _frozen(modules: list[torch.nn.Module], x: Tensor, g: Tensor) -> Callable[[], object]:
+    return lambda: [_backward(m(x), [x], g) for m in modules]
+
+
+def _lora(modules: list[torch.nn.Module], x: Tensor, g: Tensor) -> Callable[[], object]:
+    down = [torch.randn(4, m.in_features).requires_grad_() for m in modules]
+    up = [torch.zeros(m.out_features, 4).requires_grad_() for m in modules]
+
+    def run() -> None:
+        for m, a, b in zip(modules, down, up, strict=True):
+            _backward(m(x) + x @ a.T @ b.T, [x, a, b], g)
+
+    return run
+
+
+def _adapted(
+    adapter: TrainableAdapter, forwards: list[Callable[[Tensor], Tensor]], x: Tensor, g: Tensor
+) -> Callable[[], object]:
+    parameters = list(adapter.parameters())
+
+    def run() -> None:
+        adapter.begin_step()
+        # one backward pass for all, as in a model
+        torch.autograd.grad([forward(x) for forward in forwards], [x, *parameters], [g] * len(forwards))
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------- the optimiser
+
+
+def attention(preset: str) -> dict[str, tuple[int, ...]]:
+    """Weight shapes of a model's attention layers."""
+    shapes = PRESETS[preset][1].shapes()
+    return {n: s for n, s in shapes.items() if ".attn" in n and len(s) == 2 and n.endswith(".weight")}
+
+
+def optimizers(quick: bool) -> list[Row]:
+    """A step of all factors of a model: ours in batches, and the same update one matrix at a time."""
+    rows = []
+    for name, preset in (("SD1.5 attention", "sd15-full"), ("SDXL attention", "sdxl-full")):
+        factors = [k for shape in attention(preset).values() for k in factor_sizes(shape[1])]
+        batched = TrainableAdapter(attention(preset), TrainSettings(train="rotation only"), {})
+        ours = StiefelAdam(list(batched.rotations.values()), lr=1e-3)
+        single = [torch.eye(k) for k in factors]
+        states = [(torch.zeros(k, k), torch.zeros(k, k)) for k in factors]
+        for p in batched.rotations.values():
+            p.grad = torch.randn_like(p)
+        gradients = [torch.randn(k, k) for k in factors]
+        ways = {
+            "one matrix at a time": lambda s=single, g=gradients, t=states: _one_at_a_time(s, g, t),
+            "StiefelAdam": ours.step,
+        }
+        timings = interleaved(ways, 3 if quick else 15)
+        rows += _rows("optimizer", f"{name}, {len(factors)} factors", timings, "one matrix at a time")
+    return rows
+
+
+def _one_at_a_time(
+    matrices: list[Tensor], gradients: list[Tensor], states: list[tuple[Tensor, Tensor]], lr: float = 1e-3
+) -> None:
+    """The plain loop: momentum, second moment, Euler step, and the polar factor by an iterated inverse square root."""
+    for X, G, (Y, P) in zip(matrices, gradients, states, strict=True):
+        A = X.T @ G - G.T @ X
+        Y.mul_(0.9).sub_(0.1 * A)
+        P.mul_(0.99).add_(0.01 * A * A)
+        xi = lr * (Y / 0.1) / ((P / 0.01).sqrt() + 1e-5)
+        X.copy_((X + X @ xi) @ _inverse_root((X + X @ xi).T @ (X + X @ xi)))
+
+
+def _inverse_root(M: Tensor, iterations: int = 10) -> Tensor:
+    """``M^(-1/2)`` by the coupled Newton-Schulz iteration, until it no longer changes."""
+    eye = torch.eye(len(M))
+    scale = M.norm()
+    Y, Z = M / scale, eye.clone()
+    for _ in range(iterations):
+        T = (3 * eye - Z @ Y) / 2
+        Y, Z = Y @ T, T @ Z
+        if (Z @ Y - eye).norm() < 1e-6:
+            break
+    return Z / scale.sqrt()
+
+
+# ------------------------------------------------------------------------------------------------- a training step
+
+RUNS = {
+    "LoRA rank 4, our loop": Method("LoRA", "large", peft=lora_rank_4),
+    "rotation": Method("rotation", "large", {"train": "rotation only"}),
+    "rotation + QR shift": Method("QR", "large", {"decomposition": "qr"}),
+    "rotation + SVD shift": Method("SVD", "large", {"decomposition": "svd"}),
+}
+CORE_BEST = {"training_dtype": "fp32", "lora_dtype": "fp32", "bypass_mode": True, "gradient_checkpointing": False,
+             "rank": 4}  # fmt: skip
+
+
+def steps(quick: bool) -> list[Row]:
+    """Whole training steps on a full-size SD1.5 in the host: 256 px, batch 1, float32, attention layers.
+
+    The core node trains all layers, not attention alone; it has no other way. Its defaults (bf16, checkpointing) are
+    timed on their own, as they may take a minute a step on a CPU.
+    """
+    preset, side = ("sd15-12", 128) if quick else ("sd15-full", 256)
+    patcher = models.load(preset)
+    runs = {name: models.our_run(patcher, preset, side, method) for name, method in RUNS.items()}
+    runs["core Train LoRA at its best"] = models.core_run(patcher, preset, side, **CORE_BEST)
+    timings = Turns(runs, 3 if quick else 9, warmup=1 if quick else 2).measure()
+    defaults = {"core Train LoRA, defaults": models.core_run(patcher, preset, side, rank=4)}
+    timings |= Turns(defaults, 1 if quick else 2, warmup=0).measure()
+    return _rows("step", f"{preset}, {side} px", timings, "LoRA rank 4, our loop")
+
+
+# --------------------------------------------------------------------------------------------------------- loading
+
+ADAPTERS = {
+    "SVD": TrainSettings(decomposition="svd"),
+    "QR": TrainSettings(decomposition="qr"),
+    "rotation only": TrainSettings(train="rotation only"),
+}
+
+
+def loading(quick: bool) -> list[Row]:
+    """From a file to a model that is ready to sample, node and patching together, on a full-size SD1.5.
+
+    *cold*: nothing was decomposed before; *warm*: the same base, another adapter; *again*: the same adapter, another
+    strength.
+    """
+    preset = "sd15-12" if quick else "sd15-full"
+    patcher = models.load(preset)
+    import comfy.model_management as mm
+
+    from soda_core.host import spectra
+    from soda_core.host.apply import apply_adapter
+
+    mm.load_models_gpu([patcher])
+    shapes = {f"diffusion_model.{n.removesuffix('.weight')}": s for n, s in attention(preset).items()}
+
+    def ready(patched: Any) -> None:
+        mm.load_models_gpu([patched])
+        mm.load_models_gpu([patcher])  # and back
+
+    with tempfile.TemporaryDirectory() as folder:
+        spectra.store().folder = Path(folder) / "none"
+        spectra.store().disk_limit = 0  # reading a decomposition from a disk is timed nowhere: disks differ too much
+        lora = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
+        ways: dict[str, Callable[[], object]] = {"LoRA rank 8": lambda: ready(models.with_lora(patcher, lora))}
+        files = {}
+        for kind, settings in ADAPTERS.items():
+            for copy in range(2):
+                path = Path(folder) / f"{kind}-{copy}.safetensors"
+                models.random_adapter(patcher, shapes, settings, seed=copy).save(path)
+                files[kind, copy] = path
+
+        held: dict[str, Any] = {}  # as the host holds a node's last output until the next is there
+
+        def load(kind: str, copy: int, cold: bool = False, hold: bool = False) -> Callable[[], None]:
+            def run() -> None:
+                if cold:
+                    spectra.store().clear_memory()
+                strength = 0.5 + 0.5 * random.random()
+                patched, _ = apply_adapter(patcher, None, SodaAdapter.load(files[kind, copy]), strength)
+                ready(patched)
+                if hold:
+                    held[kind] = patched
+
+            return run
+
+        for kind in ADAPTERS:
+            ways[f"{kind}, warm"] = load(kind, 0)
+            ways[f"{kind}, again"] = load(kind, 1, hold=True)
+        timings = interleaved(ways, 2 if quick else 5, warmup=1)
+        cold = {f"{kind}, cold": load(kind, 0, cold=True) for kind in ADAPTERS}
+        timings |= interleaved(cold, 1 if quick else 2, warmup=0)
+    rows = _rows("load", preset, timings, "LoRA rank 8")
+    return rows + decompositions(shapes, quick)
+
+
+def decompositions(shapes: dict[str, tuple[int, ...]], quick: bool) -> list[Row]:
+    """All layers decomposed: ours against torch's SVD in a loop, float32, a weight of each shape times its count."""
+    rows = []
+    total = {"torch.linalg.svd": 0.0, "ours": 0.0}
+    for shape, count in Counter(shapes.values()).items():
+        W = torch.randn(shape) / shape[1] ** 0.5
+        ways = {
+            "torch.linalg.svd": lambda W=W: torch.linalg.svd(W, full_matrices=False),
+            "ours": lambda W=W: thin_svd(W),
+        }
+        timings = interleaved(ways, 1 if quick else 3, warmup=1)
+        for way, timing in timings.items():
+            total[way] += count * timing.median
+        rows += _rows("svd", str(shape), timings, "torch.linalg.svd", layers=count)
+    sums = {way: Timing([seconds]) for way, seconds in total.items()}
+    return rows + _rows("svd", f"all {len(shapes)} layers, added up", sums, "torch.linalg.svd")
+
+
+# --------------------------------------------------------------------------------------------------------- merging
+
+
+def merging(quick: bool) -> list[Row]:
+    """Merging two adapters for SDXL's attention, without and with the base model's weights for the report."""
+    shapes = attention("sd15-12" if quick else "sdxl-full")
+    adapters = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        trainable = TrainableAdapter(shapes, TrainSettings(train="rotation only"), {})
+        for p in trainable.rotations.values():
+            p.data = models.near_identity(p)
+        adapters.append(trainable.to_adapter(None, {"title": str(seed)}))
+    ways = {
+        "delta": lambda: merge(*adapters, method="delta"),
+        "geodesic": lambda: merge(*adapters, method="geodesic"),
+    }
+    timings = interleaved(ways, 3 if quick else 7, warmup=1)
+    return _rows("merge", f"{len(shapes)} layers", timings, "delta")
+
+
+# ------------------------------------------------------------------------------------------------------------ rows
+
+
+def _rows(bench: str, what: str, timings: dict[str, Timing], against: str, **more: Any) -> list[Row]:
+    base = timings[against].median
+    rows = []
+    for variant, timing in timings.items():
+        row = {
+            "bench": bench, "variant": variant, "shape": what, "against": against, "ratio": timing.median / base,
+            "seconds": timing.median, "spread": timing.spread, "against_seconds": base,
+        }  # fmt: skip
+        row |= {k: v.get(variant) if isinstance(v, dict) else v for k, v in more.items()}
+        rows.append(row)
+        print(f"{bench:10} {what:24} {variant:22} {timing.median * 1e3:9.2f} ms  {row['ratio']:6.2f}", flush=True)
+    return rows
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    "layer": layers,
+    "optimizer": optimizers,
+    "step": steps,
+    "load": loading,
+    "merge": merging,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--part", choices=PARTS, action="append")
+    args = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.manual_seed(0)
+    rows = [row for part in args.part or PARTS for row in PARTS[part](args.quick)]
+    if not args.part and not args.quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "speed.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
