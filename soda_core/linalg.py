@@ -18,6 +18,9 @@ from .errors import ManifoldError, ShapeError
 #: 1e-5, a factor rounded to bfloat16 (8 bits) does not pass.
 ORTHOGONALITY_TOLERANCE = 1e-3
 
+#: Singular vectors are off by about the square of ``S_max / S_min`` roundings of float64 after a division: 1e-8 here.
+_DIVIDE_ABOVE = 1e-4
+
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on devices without it (Apple's MPS)."""
@@ -44,9 +47,9 @@ def thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         ``U (out, r)``, ``S (r,)``, ``Vh (r, in)`` with ``r = min(out, in)``, float32 (float64 for a float64 W).
 
-    The eigenvectors of the smaller Gram matrix in float64, then one QR: a fraction of the cost of an SVD, and exact to
-    float32 because float64's 16 digits survive being squared. The QR (rather than a division by S) keeps the second
-    basis orthonormal in the directions where S vanishes.
+    The eigenvectors of the smaller Gram matrix in float64: exact to float32 because float64's 16 digits survive being
+    squared, and so the same on every machine. Singular values below ``_DIVIDE_ABOVE`` of the largest are too small to
+    divide by; a QR then keeps the second basis orthonormal in the directions where S vanishes.
     """
     result = result_dtype(W)
     W64 = W.to(compute_dtype(W.device))
@@ -55,12 +58,17 @@ def thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         U, S, Vh = torch.linalg.svd(W64, full_matrices=False)
         return U, S, Vh
     tall = out >= width
-    gram = W64.mT @ W64 if tall else W64 @ W64.mT
-    basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)
-    Q, R = torch.linalg.qr((W64 if tall else W64.mT) @ basis)
-    diagonal = R.diagonal()
-    Q = Q * torch.where(diagonal < 0, -1.0, 1.0)
-    S, order = diagonal.abs().sort(descending=True, stable=True)
+    A = W64 if tall else W64.mT
+    basis = torch.linalg.eigh(A.mT @ A).eigenvectors.flip(-1)
+    Q = A @ basis
+    S = torch.linalg.vector_norm(Q, dim=0)
+    if bool(S.min() > _DIVIDE_ABOVE * S.max()):
+        Q = Q / S
+    else:
+        Q, R = torch.linalg.qr(Q)
+        diagonal = R.diagonal()
+        Q, S = Q * torch.where(diagonal < 0, -1.0, 1.0), diagonal.abs()
+    S, order = S.sort(descending=True, stable=True)
     Q, basis = Q[:, order], basis[:, order]
     U, V = (Q, basis) if tall else (basis, Q)
     return U.to(result).contiguous(), S.to(result), V.mT.to(result).contiguous()

@@ -47,6 +47,20 @@ def test_svd_reconstructs_with_orthonormal_bases(shape, kind) -> None:
     torch.testing.assert_close(S, torch.linalg.svdvals(W), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("condition", [1e1, 9e3, 2e4, 1e5])
+def test_a_shift_is_as_exact_as_float64_whatever_the_condition(condition) -> None:
+    """On both sides of the condition number at which a QR takes over; a float32 SVD is off by 1e-5 to 1e-2 here."""
+    g, n = torch.Generator().manual_seed(5), 96
+    U, _ = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))
+    V, _ = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))
+    W = ((U * torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)) @ V.T).float()
+    U, _, Vh = torch.linalg.svd(W.double())
+    change = torch.sin(torch.arange(n)).double()
+    expected = (U * change) @ Vh
+    U, _, Vh = (t.double() for t in thin_svd(W))
+    assert float(((U * change) @ Vh - expected).norm() / expected.norm()) < 3e-6
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_lq_is_canonical(shape) -> None:
     W = spectrum_weight(shape, "decay")
