@@ -108,6 +108,13 @@ def identity(layers: Mapping[str, AdaptedLayer]) -> str:
     return tensor_hash(tensors)
 
 
+def layer_hash(layer: AdaptedLayer) -> str:
+    """SHA-256 (hex) of what decides a layer's change: its tensors, its decomposition, its terms' strengths."""
+    tensors: dict[str, Tensor] = {}
+    described = json.dumps(_flatten("", layer, tensors), sort_keys=True)
+    return hashlib.sha256(f"{described} {tensor_hash(tensors)}".encode()).hexdigest()
+
+
 def _flatten(name: str, layer: AdaptedLayer, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Add a layer's tensors to ``tensors``; return its part of the JSON."""
     if isinstance(layer, SodaSum):

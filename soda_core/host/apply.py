@@ -19,6 +19,7 @@ import torch
 
 from ..adapter import WARN_ABOVE, BaseReport, SodaAdapter
 from ..errors import BaseMismatchError
+from ..fileformat import layer_hash
 from ..layer import AdaptedLayer, BaseCheck, StrengthMode
 from ..merge import WeightLookup
 from ..spectral import Decomposition, Spectrum
@@ -57,7 +58,7 @@ def apply_adapter(
     results = []
     steps = Steps(matched)
     for owner, patcher, layers, strength in targets:
-        patches = _patches(patcher, adapter.identity(), layers, strength, mode, checks, steps)
+        patches = _patches(patcher, layers, strength, mode, checks, steps)
         results.append((owner.clone(), patches, strength if mode == "linear" else 1.0))
     report = BaseReport(checks)
     report.enforce(adapter.title, ignore_base_check)
@@ -105,7 +106,6 @@ _CHECKS_KEPT = 10_000
 @torch.no_grad()
 def _patches(
     patcher: Any,
-    identity: str,
     layers: Mapping[str, AdaptedLayer],
     strength: float,
     mode: StrengthMode,
@@ -126,10 +126,11 @@ def _patches(
         key = base.weight_key(name)
         stored = base.pristine_weight(patcher, key)
         own = 1.0 if mode == "linear" else strength
-        known = f"{identity} {name} {own} {fingerprint(stored)}"
+        content = fingerprint(stored)
+        known = f"{layer_hash(layer)} {mode} {own} {content}"
         delta = _deltas.get(known)
         if delta is None or known not in _checks:
-            delta, check = _delta(layer, stored, own, mode, device)
+            delta, check = _delta(layer, stored, own, mode, device, content)
             _deltas[known], _checks[known] = delta, check
             while len(_checks) > _CHECKS_KEPT:
                 _checks.popitem(last=False)
@@ -140,9 +141,15 @@ def _patches(
 
 
 def _delta(
-    layer: AdaptedLayer, stored: torch.Tensor, strength: float, mode: StrengthMode, device: torch.device
+    layer: AdaptedLayer,
+    stored: torch.Tensor,
+    strength: float,
+    mode: StrengthMode,
+    device: torch.device,
+    content: str,
 ) -> tuple[torch.Tensor, BaseCheck | None]:
-    spectra = spectra_of(stored, layer.needs_spectrum, device)
+    """The change of one weight, in the dtype it is kept in, and the base check; ``content`` is its fingerprint."""
+    spectra = spectra_of(stored, layer.needs_spectrum, device, content)
     weight = stored.to(device)
     check = layer.spectral_error(weight, spectra)
     delta = layer.delta(weight, strength, mode, spectra)

@@ -66,9 +66,9 @@ class SpectrumStore:
         self._held = 0  # bytes in memory
         self.computed = 0  #: decompositions computed so far, for logs and tests
 
-    def get(self, weight: Tensor, kind: Decomposition, device: torch.device) -> Spectrum:
-        """The decomposition of a pristine weight, on ``device``."""
-        key = f"{fingerprint(weight)}-{kind}"
+    def get(self, weight: Tensor, kind: Decomposition, device: torch.device, content: str | None = None) -> Spectrum:
+        """The decomposition of a pristine weight, on ``device``; ``content`` is its fingerprint, where it is known."""
+        key = f"{content or fingerprint(weight)}-{kind}"
         spectrum = self._memory.get(key) or self._read(key, kind)
         if spectrum is None:
             self.computed += 1
@@ -156,6 +156,8 @@ class Steps:
         self._bar.update(1)
 
 
-def spectra_of(weight: Tensor, kinds: Iterable[Decomposition], device: torch.device) -> dict[Decomposition, Spectrum]:
-    """All decompositions a layer needs of a pristine weight."""
-    return {kind: store().get(weight, kind, device) for kind in kinds}
+def spectra_of(
+    weight: Tensor, kinds: Iterable[Decomposition], device: torch.device, content: str | None = None
+) -> dict[Decomposition, Spectrum]:
+    """All decompositions a layer needs of a pristine weight; ``content`` as for :meth:`SpectrumStore.get`."""
+    return {kind: store().get(weight, kind, device, content) for kind in kinds}

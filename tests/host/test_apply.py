@@ -311,6 +311,20 @@ def test_another_strength_computes_nothing_anew(host, monkeypatch) -> None:
         assert len(computed) == 3 * count + 1, "deltas live as long as a MODEL holds them"
 
 
+def test_another_merge_of_the_same_parents_is_another_change(host) -> None:
+    """Merges differ in their strengths alone, and the host holds the last MODEL while the next is made."""
+    apply, merge = host.core("host.apply").apply_adapter, host.core("merge").merge
+    family = make_family(host, "sd15-min")
+    base, held = live_weights(family.model, family.adapter), []
+    for strength in (1.0, 0.25):
+        merged = merge(family.adapter, family.adapter, 1.0, strength)
+        with torch.inference_mode():
+            held.append(apply(family.model, None, merged)[0])
+        found = live_weights(held[-1], family.adapter)
+        for name, W0 in base.items():
+            torch.testing.assert_close(found[name], merged.adapt(name, W0), atol=1e-6, rtol=1e-5)
+
+
 def test_the_store_keeps_within_its_limits(host, tmp_path) -> None:
     spectra = host.core("host.spectra")
     weights = [torch.randn(32, 32, generator=torch.Generator().manual_seed(i)) for i in range(6)]
