@@ -56,8 +56,6 @@ KINDS = {
     "rotation + SVD shift": TrainSettings(decomposition="svd"),
     "SVD shift": TrainSettings(decomposition="svd", train="shift only"),
 }
-#: (many tokens, few tokens): the most that a layer should take, in frozen layers
-AIMS = {"rotation": (1.4, 1.6), "rotation + QR shift": (1.75, 2.2), "rotation + SVD shift": (2.3, 2.2)}
 
 
 def layers(quick: bool) -> list[Row]:
@@ -78,8 +76,10 @@ def layers(quick: bool) -> list[Row]:
         chosen = {}
         for kind, settings in KINDS.items():
             shapes = {str(i): (out, width) for i in range(count)}
-            spectra = {n: decompose(m.weight, settings.decomposition) for n, m in zip(shapes, modules, strict=True)}
-            adapter = TrainableAdapter(shapes, settings, spectra if settings.shifts else {})
+            named = zip(shapes, modules, strict=True) if settings.shifts else ()
+            adapter = TrainableAdapter(
+                shapes, settings, {n: decompose(m.weight, settings.decomposition) for n, m in named}
+            )
             chosen[kind] = " / ".join(next(iter(adapter.layers.values())).sides(tokens))
             run = SimpleNamespace(adapter_on=True)
             forwards = [
@@ -100,12 +100,8 @@ def _module(out: int, width: int) -> torch.nn.Module:
     return module
 
 
-def _backward(y: Tensor, of: list[Tensor], g: Tensor) -> None:
-    torch.autograd.grad(y, of, g)
-
-
 def _frozen(modules: list[torch.nn.Module], x: Tensor, g: Tensor) -> Callable[[], object]:
-    return lambda: [_backward(m(x), [x], g) for m in modules]
+    return lambda: [torch.autograd.grad(m(x), [x], g) for m in modules]
 
 
 def _lora(modules: list[torch.nn.Module], x: Tensor, g: Tensor) -> Callable[[], object]:
@@ -114,7 +110,7 @@ def _lora(modules: list[torch.nn.Module], x: Tensor, g: Tensor) -> Callable[[], 
 
     def run() -> None:
         for m, a, b in zip(modules, down, up, strict=True):
-            _backward(m(x) + x @ a.T @ b.T, [x, a, b], g)
+            torch.autograd.grad(m(x) + x @ a.T @ b.T, [x, a, b], g)
 
     return run
 
@@ -320,7 +316,7 @@ def _shifted(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
 
 
 def merging(quick: bool) -> list[Row]:
-    """Merging two adapters for SDXL's attention, without and with the base model's weights for the report."""
+    """Merging two adapters for SDXL's attention, by both methods."""
     shapes = attention("sd15-12" if quick else "sdxl-full")
     adapters = []
     for seed in (0, 1):

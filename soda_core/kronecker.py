@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
 }
 
 
+def _partitions(count: int) -> Iterator[tuple[int, ...]]:
+    """All ways to cut a row of ``count`` into neighbouring groups, by the groups' lengths."""
+    if not count:
+        yield ()
+    for first in range(1, count + 1):
+        for rest in _partitions(count - first):
+            yield (first, *rest)
+
+
 @cache
 def grouping(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """How many neighbouring factors to multiply out into one, group by group: few groups, each at most ``GROUPED``.
@@ -36,26 +46,24 @@ def grouping(sizes: tuple[int, ...]) -> tuple[int, ...]:
     A product with a handful of rows runs at a tenth of a processor's speed, and each pass over the data costs as much
     as some 60 multiplications per entry: two small dense products beat three skinny ones.
     """
-    count = len(sizes)
-    best: tuple[tuple[int, int], tuple[int, ...]] | None = None
-    for cuts in range(1 << (count - 1)):
-        ends = [i + 1 for i in range(count - 1) if cuts >> i & 1] + [count]
-        starts = [0, *ends[:-1]]
-        products = [math.prod(sizes[a:b]) for a, b in zip(starts, ends, strict=True)]
-        if any(p > GROUPED and b - a > 1 for p, a, b in zip(products, starts, ends, strict=True)):
-            continue
-        cost = (len(products), sum(products))
-        if best is None or cost < best[0]:
-            best = cost, tuple(b - a for a, b in zip(starts, ends, strict=True))
-    return best[1] if best else ()
+
+    def products(partition: tuple[int, ...]) -> list[int]:
+        queue = iter(sizes)
+        return [math.prod(islice(queue, length)) for length in partition]
+
+    allowed = [
+        partition
+        for partition in _partitions(len(sizes))
+        if all(length == 1 or k <= GROUPED for length, k in zip(partition, products(partition), strict=True))
+    ]
+    return min(allowed, key=lambda partition: (len(partition), sum(products(partition))))
 
 
 def grouped(factors: Sequence[Tensor]) -> list[Tensor]:
     """The same K by fewer, larger factors, see :func:`grouping`; each may be a stack ``(n, k_i, k_i)``."""
-    queue, groups = list(factors), []
-    for count in grouping(tuple(R.shape[-1] for R in factors)) if factors else ():
-        first, *rest = queue[:count]
-        del queue[:count]
+    queue, groups = iter(factors), []
+    for length in grouping(tuple(R.shape[-1] for R in factors)):
+        first, *rest = islice(queue, length)
         for R in rest:
             k = first.shape[-1] * R.shape[-1]
             first = (first[..., :, None, :, None] * R[..., None, :, None, :]).reshape(*first.shape[:-2], k, k)

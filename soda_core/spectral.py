@@ -34,10 +34,6 @@ class Spectrum(ABC):
     def apply(self, x: Tensor, shift: Tensor) -> Tensor:
         """``Δ(shift) x`` for activations: ``(*batch, in) -> (*batch, out)``."""
 
-    def output(self, x: Tensor, shift: Tensor) -> Tensor | None:
-        """``(W0 + Δ(shift)) x`` from the decomposition alone, where that is cheaper than :meth:`apply` beside W0."""
-        return None
-
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What :func:`from_tensors` rebuilds it from."""
@@ -75,10 +71,14 @@ class SvdSpectrum(Spectrum):
         return (self.U * self.change(shift)) @ self.Vh
 
     def apply(self, x: Tensor, shift: Tensor) -> Tensor:
-        return (x @ self.Vh.mT * self.change(shift)) @ self.U.mT
+        return self._through(x, self.change(shift))
 
     def output(self, x: Tensor, shift: Tensor) -> Tensor:
-        return (x @ self.Vh.mT * torch.relu(self.S + shift)) @ self.U.mT
+        """``(W0 + Δ(shift)) x`` from the decomposition alone: cheaper than :meth:`apply` beside W0."""
+        return self._through(x, torch.relu(self.S + shift))
+
+    def _through(self, x: Tensor, diagonal: Tensor) -> Tensor:
+        return (x @ self.Vh.mT * diagonal) @ self.U.mT
 
     def knots(self, count: int) -> Tensor:
         """Hat functions over the singular values, on ``count`` even knots from 0 to the largest: ``(r, count)``.

@@ -46,21 +46,18 @@ def latents(side: int) -> dict[str, Any]:
     return {"samples": torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(2))}
 
 
-def our_run(patcher: Any, preset: str, side: int, method: Method, **settings: Any) -> Callable[[OnStep], None]:
+def our_run(patcher: Any, preset: str, side: int, method: Method) -> Callable[[OnStep], None]:
     """Our training loop, with our layers or peft's, for :class:`.turns.Turns`."""
 
     def run(on_step: OnStep) -> None:
-        from benchmarks.lib.training import OursRun, PeftRun
+        from benchmarks.lib.training import new_run
         from soda_core.host.training import RunOptions, TrainingData, _host_state
         from soda_core.training.settings import TrainSettings
 
-        checkpointing = bool(settings.pop("gradient_checkpointing", False))
-        full = TrainSettings(**{"steps": 10_000, "loss": "mse", **settings, **(method.settings or {})})
+        settings = TrainSettings(**{"steps": 10_000, "loss": "mse", **(method.settings or {})})
         data = TrainingData(latents=[latents(side)], positive=[conditioning(preset)])
         with _host_state(patcher):
-            kind = OursRun if method.peft is None else PeftRun
-            options = RunOptions(dtype="fp32", gradient_checkpointing=checkpointing)
-            training = kind(patcher, data, full, options, method)
+            training = new_run(patcher, data, settings, RunOptions(dtype="fp32"), method=method)
             training._on_step = lambda _: on_step()  # type: ignore[method-assign]
             try:
                 training.prepare()

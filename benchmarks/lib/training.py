@@ -50,8 +50,7 @@ def train_method(patcher: Any, data: TrainingData, method: Method, lr: float, **
     logging.getLogger().setLevel(logging.WARNING)
     started = time.monotonic()
     with _host_state(patcher):
-        kind = OursRun if method.peft is None else PeftRun
-        run = kind(patcher, data, full, RunOptions(dtype="fp32"), method)
+        run = new_run(patcher, data, full, RunOptions(dtype="fp32"), method=method)
         try:
             run.prepare()
             stepping = time.monotonic()
@@ -80,14 +79,27 @@ class CayleyAdapter(TrainableAdapter):
         return [rotations, *super().optimizers()[1:]]
 
 
-class OursRun(_Run):
-    """A run of the pack, without saving."""
+class MethodRun(_Run):
+    """A run of the pack with any method, without saving."""
 
     def __init__(
         self, patcher: Any, data: TrainingData, settings: TrainSettings, options: RunOptions, method: Method
     ) -> None:
         super().__init__(patcher, data, settings, options)
         self.method = method
+
+    def stored(self) -> int:
+        assert self.trainable is not None
+        return sum(p.numel() for p in self.trainable.parameters())
+
+
+def new_run(*args: Any, method: Method, **kwargs: Any) -> OursRun | PeftRun:
+    """The run for a method; arguments as for :class:`MethodRun`."""
+    return (OursRun if method.peft is None else PeftRun)(*args, method=method, **kwargs)
+
+
+class OursRun(MethodRun):
+    """With our layers."""
 
     def _new_trainable(self, shapes: dict[str, tuple[int, ...]]) -> TrainableAdapter:
         kind = CayleyAdapter if self.method.cayley else TrainableAdapter
@@ -108,10 +120,6 @@ class OursRun(_Run):
         assert self.trainable is not None
         rotations = sum(n * k * (k - 1) // 2 for n, k, _ in (p.shape for p in self.trainable.rotations.values()))
         return rotations + (0 if self.trainable.shifts is None else self.trainable.shifts.numel())
-
-    def stored(self) -> int:
-        assert self.trainable is not None
-        return sum(p.numel() for p in self.trainable.parameters())
 
 
 class PeftTrainable:
@@ -139,14 +147,8 @@ class PeftTrainable:
             p.copy_(saved)
 
 
-class PeftRun(_Run):
-    """The same run with peft's layers in the model."""
-
-    def __init__(
-        self, patcher: Any, data: TrainingData, settings: TrainSettings, options: RunOptions, method: Method
-    ) -> None:
-        super().__init__(patcher, data, settings, options)
-        self.method = method
+class PeftRun(MethodRun):
+    """With peft's layers in the model."""
 
     def prepare(self) -> None:
         self.pictures, self.class_pictures = self._datasets()
@@ -199,13 +201,7 @@ class PeftRun(_Run):
         return deltas
 
     def params(self) -> int:
-        kinds = {"oft": _oft_freedom, "boft": _boft_freedom}
-        kind = type(self.method.peft()[0][1]).__name__.removesuffix("Config").lower()  # type: ignore[misc]
-        return sum(kinds.get(kind, _numbers)(layer) for layer in self.tuned.values())
-
-    def stored(self) -> int:
-        assert self.trainable is not None
-        return sum(p.numel() for p in self.trainable.parameters())
+        return sum(_freedom(layer) for layer in self.tuned.values())
 
 
 class _BlockDiagonal:
@@ -230,17 +226,11 @@ def _tuner_layers(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _numbers(layer: Any) -> int:
-    return sum(p.numel() for n, p in layer.named_parameters() if "base_layer" not in n)
+def _freedom(layer: Any) -> int:
+    """Degrees of freedom of peft's parameters in a layer.
 
-
-def _oft_freedom(layer: Any) -> int:
-    """peft stores the upper triangles of OFT's skew blocks: the freedom itself."""
-    return _numbers(layer)
-
-
-def _boft_freedom(layer: Any) -> int:
-    """BOFT's blocks are stored whole, and its per-output scale besides; the blocks are made orthogonal by Cayley."""
+    OFT keeps the upper triangles of its skew blocks, which are the freedom itself; BOFT keeps its blocks whole.
+    """
     freedom = 0
     for name, p in layer.named_parameters():
         if "boft_R" in name:

@@ -25,8 +25,8 @@ from .settings import TrainSettings
 
 Side = Literal["weight", "activations"]
 
-#: What one pass over an entry costs, in multiplications: measured on a CPU (see docs/performance.md), and of the same
-#: order on GPUs, where both are faster.
+#: What one pass over an entry costs, in multiplications: measured on a CPU (``python dev.py bench speed``), and of
+#: the same order on GPUs, where both are faster.
 PASS = 60
 
 
@@ -74,12 +74,12 @@ class TrainableLayer:
 
         Only in the decomposition's own dtype: in a smaller one the base model would not be met exactly at the start.
         """
-        if self.shift is None or self.spectrum is None or not self._has_whole_output(x.dtype):
-            return None
-        return self.spectrum.output(x, self.shift)
+        spectrum = self._in_place_of_w0(x.dtype)
+        return None if spectrum is None or self.shift is None else spectrum.output(x, self.shift)
 
-    def _has_whole_output(self, dtype: torch.dtype) -> bool:
-        return isinstance(self.spectrum, SvdSpectrum) and self.spectrum.like.dtype == dtype
+    def _in_place_of_w0(self, dtype: torch.dtype) -> SvdSpectrum | None:
+        spectrum = self.spectrum
+        return spectrum if isinstance(spectrum, SvdSpectrum) and spectrum.like.dtype == dtype else None
 
     def sides(self, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Side, Side]:
         """Where rotation and shift cost least for ``tokens`` rows of activations, forward and backward together.
@@ -96,7 +96,7 @@ class TrainableLayer:
             return ("activations" if rotation < on_weight + weight_gradient else "weight"), "weight"
         if self.decomposition == "svd":
             shift_on_weight = 2 * rank / tokens
-            shift_on_activations = 2 * rank * (1 / out + 1 / width) - (2.0 if self._has_whole_output(dtype) else 0.0)
+            shift_on_activations = 2 * rank * (1 / out + 1 / width) - (2.0 if self._in_place_of_w0(dtype) else 0.0)
         else:
             shift_on_weight = 4 * PASS / tokens
             shift_on_activations = 2 * rank / out
@@ -141,7 +141,7 @@ class TrainableAdapter(nn.Module):
         self.rotations = nn.ParameterDict(
             {str(k): nn.Parameter(torch.eye(k, device=device).repeat(n, 1, 1)) for k, n in sorted(counts.items())}
         )
-        self.curves = self._curves(shapes) if settings.shifts and settings.shift_knots else None
+        self.curves = self._curves() if settings.shifts and settings.shift_knots else None
         self.shift_sizes = [shift_size(shape, settings) for shape in shapes.values()] if settings.shifts else []
         self.shifts = nn.Parameter(torch.zeros(sum(self.shift_sizes), device=device)) if settings.shifts else None
         self.begin_step()
@@ -163,13 +163,12 @@ class TrainableAdapter(nn.Module):
             for layer, *groups in zip(layers, *(G.unbind(0) for G in grouped(stacked)), strict=True):
                 layer.groups = groups
 
-    def _curves(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    def _curves(self) -> dict[str, Tensor]:
         """The knots of every layer, ``(r, knots)``."""
         curves = {}
-        for name in shapes:
-            spectrum = self.layers[name].spectrum
-            assert isinstance(spectrum, SvdSpectrum)  # the settings allow knots for nothing else
-            curves[name] = spectrum.knots(self.settings.shift_knots).float()
+        for name, layer in self.layers.items():
+            assert isinstance(layer.spectrum, SvdSpectrum)  # the settings allow knots for nothing else
+            curves[name] = layer.spectrum.knots(self.settings.shift_knots).float()
         return curves
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
