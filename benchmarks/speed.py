@@ -9,7 +9,6 @@ Both sides run in one process, in turn. Writes ``benchmarks/results/speed.json``
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -17,7 +16,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,17 +25,15 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.lib import models  # noqa: E402
-from benchmarks.lib.machine import RESULTS, machine  # noqa: E402
-from benchmarks.lib.methods import Method, lora_rank_4  # noqa: E402
+from benchmarks.lib.families import attention  # noqa: E402
+from benchmarks.lib.layer import layer_ways  # noqa: E402
+from benchmarks.lib.machine import write_rows  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from benchmarks.lib.turns import Turns  # noqa: E402
-from demo.base_model import PRESETS  # noqa: E402
-from demo.pretrain.host import import_host  # noqa: E402
 from soda_core.adapter import SodaAdapter  # noqa: E402
 from soda_core.kronecker import factor_sizes  # noqa: E402
 from soda_core.linalg import thin_svd  # noqa: E402
 from soda_core.merge import merge  # noqa: E402
-from soda_core.spectral import decompose  # noqa: E402
 from soda_core.stiefel import StiefelAdam  # noqa: E402
 from soda_core.training.settings import TrainSettings  # noqa: E402
 from soda_core.training.trainable import TrainableAdapter  # noqa: E402
@@ -50,12 +46,6 @@ LAYERS = [
     (320, 320, 4096), (320, 768, 77), (640, 640, 1024), (1280, 1280, 256), (1280, 768, 77), (1280, 1280, 1024),
     (1280, 2048, 77), (10240, 1280, 1024),
 ]  # fmt: skip
-KINDS = {
-    "rotation": TrainSettings(train="rotation only"),
-    "rotation + QR shift": TrainSettings(decomposition="qr"),
-    "rotation + SVD shift": TrainSettings(decomposition="svd"),
-    "SVD shift": TrainSettings(decomposition="svd", train="shift only"),
-}
 
 
 def layers(quick: bool) -> list[Row]:
@@ -63,78 +53,17 @@ def layers(quick: bool) -> list[Row]:
 
     Layers come in fours, as in a model: what our adapter does once a step is shared among them.
     """
-    import_host()
-    from soda_core.host.training import _AdaptedForward  # what a training run puts in a module's place
-
     rows = []
     for out, width, tokens in LAYERS[:2] if quick else LAYERS:
         count = 1 if out > 2000 else 4
-        modules = [_module(out, width) for _ in range(count)]
-        x = torch.randn(1, tokens, width, requires_grad=True)
-        g = torch.randn(1, tokens, out)
-        ways: dict[str, Callable[[], object]] = {"frozen": _frozen(modules, x, g), "LoRA rank 4": _lora(modules, x, g)}
-        chosen = {}
-        for kind, settings in KINDS.items():
-            shapes = {str(i): (out, width) for i in range(count)}
-            named = zip(shapes, modules, strict=True) if settings.shifts else ()
-            adapter = TrainableAdapter(
-                shapes, settings, {n: decompose(m.weight, settings.decomposition) for n, m in named}
-            )
-            chosen[kind] = " / ".join(next(iter(adapter.layers.values())).sides(tokens))
-            run = SimpleNamespace(adapter_on=True)
-            forwards = [
-                _AdaptedForward(run, m, layer) for m, layer in zip(modules, adapter.layers.values(), strict=True)
-            ]
-            ways[kind] = _adapted(adapter, forwards, x, g)
+        ways, chosen = layer_ways(out, width, tokens, count)
         repeats = 5 if quick else max(7, min(60, int(6e10 / (count * tokens * out * width))))
         timings = interleaved(ways, repeats)
         rows += _rows("layer", f"({out}, {width}, {tokens})", timings, "frozen", count=count, sides=chosen)
     return rows
 
 
-def _module(out: int, width: int) -> torch.nn.Module:
-    import comfy.ops
-
-    module = comfy.ops.manual_cast.Linear(width, out, bias=False)
-    module.weight = torch.nn.Parameter(torch.randn(out, width) / width**0.5, requires_grad=False)
-    return module
-
-
-def _frozen(modules: list[torch.nn.Module], x: Tensor, g: Tensor) -> Callable[[], object]:
-    return lambda: [torch.autograd.grad(m(x), [x], g) for m in modules]
-
-
-def _lora(modules: list[torch.nn.Module], x: Tensor, g: Tensor) -> Callable[[], object]:
-    down = [torch.randn(4, m.in_features).requires_grad_() for m in modules]
-    up = [torch.zeros(m.out_features, 4).requires_grad_() for m in modules]
-
-    def run() -> None:
-        for m, a, b in zip(modules, down, up, strict=True):
-            torch.autograd.grad(m(x) + x @ a.T @ b.T, [x, a, b], g)
-
-    return run
-
-
-def _adapted(
-    adapter: TrainableAdapter, forwards: list[Callable[[Tensor], Tensor]], x: Tensor, g: Tensor
-) -> Callable[[], object]:
-    parameters = list(adapter.parameters())
-
-    def run() -> None:
-        adapter.begin_step()
-        # one backward pass for all, as in a model
-        torch.autograd.grad([forward(x) for forward in forwards], [x, *parameters], [g] * len(forwards))
-
-    return run
-
-
 # ---------------------------------------------------------------------------------------------------- the optimiser
-
-
-def attention(preset: str) -> dict[str, tuple[int, ...]]:
-    """Weight shapes of a model's attention layers."""
-    shapes = PRESETS[preset][1].shapes()
-    return {n: s for n, s in shapes.items() if ".attn" in n and len(s) == 2 and n.endswith(".weight")}
 
 
 def optimizers(quick: bool) -> list[Row]:
@@ -185,15 +114,6 @@ def _inverse_root(M: Tensor, iterations: int = 10) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------- a training step
 
-RUNS = {
-    "LoRA rank 4, our loop": Method("LoRA", "large", peft=lora_rank_4),
-    "rotation": Method("rotation", "large", {"train": "rotation only"}),
-    "rotation + QR shift": Method("QR", "large", {"decomposition": "qr"}),
-    "rotation + SVD shift": Method("SVD", "large", {"decomposition": "svd"}),
-}
-CORE_BEST = {"training_dtype": "fp32", "lora_dtype": "fp32", "bypass_mode": True, "gradient_checkpointing": False,
-             "rank": 4}  # fmt: skip
-
 
 def steps(quick: bool) -> list[Row]:
     """Whole training steps on a full-size SD1.5 in the host: 256 px, batch 1, float32, attention layers.
@@ -203,8 +123,8 @@ def steps(quick: bool) -> list[Row]:
     """
     preset, side = ("sd15-12", 128) if quick else ("sd15-full", 256)
     patcher = models.load(preset)
-    runs = {name: models.our_run(patcher, preset, side, method) for name, method in RUNS.items()}
-    runs["core Train LoRA at its best"] = models.core_run(patcher, preset, side, **CORE_BEST)
+    runs = {name: models.our_run(patcher, preset, side, method) for name, method in models.RUNS.items()}
+    runs["core Train LoRA at its best"] = models.core_run(patcher, preset, side, **models.CORE_BEST)
     timings = Turns(runs, 3 if quick else 9, warmup=1 if quick else 2).measure()
     defaults = {"core Train LoRA, defaults": models.core_run(patcher, preset, side, rank=4)}
     timings |= Turns(defaults, 1 if quick else 2, warmup=0).measure()
@@ -212,12 +132,6 @@ def steps(quick: bool) -> list[Row]:
 
 
 # --------------------------------------------------------------------------------------------------------- loading
-
-ADAPTERS = {
-    "SVD": TrainSettings(decomposition="svd"),
-    "QR": TrainSettings(decomposition="qr"),
-    "rotation only": TrainSettings(train="rotation only"),
-}
 
 
 def loading(quick: bool) -> list[Row]:
@@ -234,7 +148,7 @@ def loading(quick: bool) -> list[Row]:
     from soda_core.host.apply import apply_adapter
 
     mm.load_models_gpu([patcher])
-    shapes = {f"diffusion_model.{n.removesuffix('.weight')}": s for n, s in attention(preset).items()}
+    shapes = attention(preset)
 
     def ready(patched: Any) -> None:
         mm.load_models_gpu([patched])
@@ -246,7 +160,7 @@ def loading(quick: bool) -> list[Row]:
         lora = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
         ways: dict[str, Callable[[], object]] = {"LoRA rank 8": lambda: ready(models.with_lora(patcher, lora))}
         files = {}
-        for kind, settings in ADAPTERS.items():
+        for kind, settings in models.ADAPTERS.items():
             for copy in range(2):
                 path = Path(folder) / f"{kind}-{copy}.safetensors"
                 models.random_adapter(patcher, shapes, settings, seed=copy).save(path)
@@ -266,11 +180,11 @@ def loading(quick: bool) -> list[Row]:
 
             return run
 
-        for kind in ADAPTERS:
+        for kind in models.ADAPTERS:
             ways[f"{kind}, warm"] = load(kind, 0)
             ways[f"{kind}, again"] = load(kind, 1, hold=True)
         timings = interleaved(ways, 2 if quick else 5, warmup=1)
-        cold = {f"{kind}, cold": load(kind, 0, cold=True) for kind in ADAPTERS}
+        cold = {f"{kind}, cold": load(kind, 0, cold=True) for kind in models.ADAPTERS}
         timings |= interleaved(cold, 1 if quick else 2, warmup=0)
     rows = _rows("load", preset, timings, "LoRA rank 8")
     return rows + decompositions(shapes, quick)
@@ -368,8 +282,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = [row for part in args.part or PARTS for row in PARTS[part](args.quick)]
     if not args.part and not args.quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "speed.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1), "utf-8")
+        write_rows("speed", rows)
 
 
 if __name__ == "__main__":

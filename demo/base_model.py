@@ -403,8 +403,8 @@ PRESETS: dict[str, tuple[str, UNet | MMDiT]] = {
     "sd15-min": _sd15([1], [1], [1], -2, [0, 0]),
     # one width, a transformer everywhere: four blocks
     "sd15-1": _sd15([1], [1], [1], 1, [1, 1]),
-    # two levels of width 320, four transformer blocks at the lower one
-    "sd15-11": _sd15([1, 1], [1, 1], [0, 1], 1, [0, 0, 1, 1]),
+    # two levels of width 320; six transformer blocks, the first and the last at the upper one
+    "sd15-11": _sd15([1, 1], [1, 1], [1, 1], 1, [1, 0, 1, 1]),
     # widths 320 and 640, transformers on the way in only
     "sd15-12-min": _sd15([1, 2], [1, 1], [1, 1], -2, [0] * 4),
     # widths 320 and 640, a transformer everywhere: seven blocks

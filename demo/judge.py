@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from demo.world.render import SIDE
 from demo.world.styles import STYLES as ALL_STYLES
 from demo.world.vocabulary import BACKGROUNDS, CLASSES, GLYPHS
 
-SIDE = 96
 KINDS, GLYPH_NAMES, STYLES = tuple(CLASSES), tuple(GLYPHS), tuple(ALL_STYLES)
 _class_of = torch.tensor([KINDS.index(GLYPHS[name][0]) for name in GLYPH_NAMES])
 LOGIT_SCALE = 16.0  #: cosines to glyphs are this much sharpened before the softmax

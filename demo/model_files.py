@@ -7,13 +7,13 @@ else as float16. Expanding is exact arithmetic, so the weights are the same on e
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from demo.files import replacing
 
 FOLDER = Path(__file__).parent / "model"
 AUTOENCODER, UNET, JUDGE = (FOLDER / f"{name}.safetensors" for name in ("autoencoder", "unet", "judge"))
@@ -49,13 +49,8 @@ def save(path: Path, tensors: dict[str, Tensor], keep: tuple[str, ...] = ()) -> 
         # a scale rounded down would push the largest value past 127
         steps = (value.float() / _column(scale.float(), value)).round().clamp(-127, 127)
         packed[name], packed[name + _SCALE] = steps.to(torch.int8).contiguous(), scale
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with replacing(path) as unfinished:
         save_file(packed, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _column(scale: Tensor, of: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from demo.base_model import Parts, write
 from demo.model_files import AUTOENCODER, UNET, load
 from demo.text_encoder import weights
 
-SIDE = 96  #: side of the pictures it was trained on, in pixels
 _VERSION = b"1"  #: raise it when the text encoder or the way of expanding changes
 
 

@@ -225,8 +225,9 @@ def _interference(
 
 def _cosine(x: Tensor, y: Tensor) -> float:
     """0 where either vanishes: nothing to interfere with."""
+    x, y = x.flatten(), y.flatten()
     scale = float(x.norm()) * float(y.norm())
-    return float((x * y).sum()) / scale if scale else 0.0
+    return float(torch.dot(x, y)) / scale if scale else 0.0
 
 
 def rotation_distance(a: SodaLayer, b: SodaLayer) -> float:

@@ -3,26 +3,26 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from demo.machine import core_count, processor
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
-def machine() -> dict[str, str]:
-    """What figures depend on: processor, cores, GPU, versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return {
-        "processor": found[1].strip() if found else platform.processor() or platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+def label() -> str:
+    """The machine in few words, for a row of results."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor()}, {core_count()} cores{gpu}, torch {torch.__version__}"
+
+
+def write_rows(name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """``results/<name>.json``: a list of flat rows, one a line, each with the machine."""
+    RESULTS.mkdir(exist_ok=True)
+    lines = [json.dumps({"machine": label(), **row}) for row in rows]
+    (RESULTS / f"{name}.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")

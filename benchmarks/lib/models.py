@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,29 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.lib.methods import Method
+from benchmarks.lib.methods import Method, lora_rank_4
 from benchmarks.lib.turns import OnStep
 from demo.base_model import PRESETS, build, write
 from demo.pretrain.host import import_host
 from dev import cache_root
+from soda_core.training.settings import TrainSettings
 
+#: our training loop, with a LoRA's layers and with ours
+RUNS = {
+    "LoRA rank 4, our loop": Method("LoRA", "large", peft=lora_rank_4),
+    "rotation": Method("rotation", "large", {"train": "rotation only"}),
+    "rotation + QR shift": Method("QR", "large", {"decomposition": "qr"}),
+    "rotation + SVD shift": Method("SVD", "large", {"decomposition": "svd"}),
+}
+#: the host's own training node, at its best on a CPU
+CORE_BEST = {"training_dtype": "fp32", "lora_dtype": "fp32", "bypass_mode": True, "gradient_checkpointing": False,
+             "rank": 4}  # fmt: skip
+#: adapters to load
+ADAPTERS = {
+    "SVD": TrainSettings(decomposition="svd"),
+    "QR": TrainSettings(decomposition="qr"),
+    "rotation only": TrainSettings(train="rotation only"),
+}
 CONTEXT = {"sd15": 768, "sdxl": 2048}
 
 
@@ -46,27 +64,49 @@ def latents(side: int) -> dict[str, Any]:
     return {"samples": torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(2))}
 
 
-def our_run(patcher: Any, preset: str, side: int, method: Method) -> Callable[[OnStep], None]:
-    """Our training loop, with our layers or peft's, for :class:`.turns.Turns`."""
+class OneRun:
+    """Our training loop on random data, with our layers or peft's: float32, batch 1, plain loss.
 
-    def run(on_step: OnStep) -> None:
+    After :meth:`go`, ``seconds`` is the time of the steps, and for our own layers ``needs`` what the run said it needs.
+
+    Args:
+        on_step: called when it is ready for the first step, and then after every step.
+    """
+
+    def __init__(
+        self, patcher: Any, preset: str, side: int, method: Method, steps: int = 10_000, checkpointing: bool = False,
+        on_step: OnStep = lambda: None,
+    ) -> None:  # fmt: skip
+        self.patcher, self.method, self.steps, self.checkpointing = patcher, method, steps, checkpointing
+        self.on_step, self.latents, self.conditioning = on_step, latents(side), conditioning(preset)
+        self.needs: dict[str, int] = {}
+        self.seconds = 0.0
+
+    def go(self) -> None:
         from benchmarks.lib.training import new_run
         from soda_core.host.training import RunOptions, TrainingData, _host_state
-        from soda_core.training.settings import TrainSettings
 
-        settings = TrainSettings(**{"steps": 10_000, "loss": "mse", **(method.settings or {})})
-        data = TrainingData(latents=[latents(side)], positive=[conditioning(preset)])
-        with _host_state(patcher):
-            training = new_run(patcher, data, settings, RunOptions(dtype="fp32"), method=method)
-            training._on_step = lambda _: on_step()  # type: ignore[method-assign]
+        settings = TrainSettings(**{"steps": self.steps, "loss": "mse", **(self.method.settings or {})})
+        data = TrainingData(latents=[self.latents], positive=[self.conditioning])
+        options = RunOptions(dtype="fp32", gradient_checkpointing=self.checkpointing)
+        with _host_state(self.patcher):
+            training = new_run(self.patcher, data, settings, options, method=self.method)
+            training._on_step = lambda _: self.on_step()  # type: ignore[method-assign]
             try:
                 training.prepare()
-                on_step()
+                if self.method.peft is None:
+                    self.needs = training.memory()
+                self.on_step()
+                started = time.perf_counter()
                 training.fit()
+                self.seconds = time.perf_counter() - started
             finally:
                 training.close()
 
-    return run
+
+def our_run(patcher: Any, preset: str, side: int, method: Method) -> Callable[[OnStep], None]:
+    """:class:`OneRun` for :class:`.turns.Turns`."""
+    return lambda on_step: OneRun(patcher, preset, side, method, on_step=on_step).go()
 
 
 def core_run(patcher: Any, preset: str, side: int, **options: Any) -> Callable[[OnStep], None]:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.base_model import hand_set_autoencoder
-from demo.pretrain.data import SIDE, Stream, pictures
+from demo.pretrain.data import Stream, floats, pictures
 from demo.pretrain.host import import_host
-from demo.pretrain.loop import Plan, Player, batch_of, finished, fit, sheet
+from demo.pretrain.loop import Plan, batch_of, finished, fit, sheet
+from demo.world.render import SIDE
 from demo.world.vocabulary import STYLES
 from dev import cache_root
 
@@ -116,7 +117,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=cache_root() / "pretrain")
     args = parser.parse_args()
     data, scenes = pictures(STREAM, args.pictures, args.work)
-    data = data.permute(0, 3, 1, 2)
     styles = torch.tensor([STYLES.index(scene.style) for scene in scenes])
     torch.manual_seed(0)
     module, folder = build(), args.work / "autoencoder"
@@ -124,12 +124,9 @@ def main() -> None:
     if args.start:
         module.load_state_dict(finished(args.start), strict=False)
 
-    def take(rows: Tensor) -> Tensor:
-        return (data[rows].float() / 255).contiguous(memory_format=torch.channels_last)
-
     def step(number: int, generator: torch.Generator) -> Tensor:
         rows = HELD_BACK + batch_of(len(data) - HELD_BACK, args.batch, generator)
-        batch, style = take(rows), styles[rows]
+        batch, style = floats(data[rows]), styles[rows]
         if number < WITH_CROPS * args.steps:
             batch = cropped(batch, generator)
         else:
@@ -137,7 +134,7 @@ def main() -> None:
         return loss_of(module, recoloured(batch, generator), style, generator)
 
     def look(number: int) -> None:
-        held = take(torch.arange(HELD_BACK))
+        held = floats(data[:HELD_BACK])
         latents = module.taesd_encoder(held)
         again = module.taesd_decoder(latents).clamp(0, 1)
         right = (module.style(latents).argmax(1) == styles[:HELD_BACK]).float().mean()
@@ -146,7 +143,7 @@ def main() -> None:
         rows = [row for i in range(0, 24, 8) for row in (held[i : i + 8], again[i : i + 8])]
         sheet([picture for row in rows for picture in row], 8, folder / f"look-{number:06}.png")
 
-    fit([Player(module, step)], Plan(args.steps, args.lr, look_every=500, weight_decay=1e-4), folder, look)
+    fit(module, step, Plan(args.steps, args.lr, look_every=500, weight_decay=1e-4), folder, look)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from demo.files import replacing
 from demo.world.glyphs import other_glyphs, world_glyphs
-from demo.world.render import render
+from demo.world.render import SIDE, render
 from demo.world.scene import Scene, draw_scene
 from demo.world.vocabulary import CLASSES, STYLES
 
-SIDE = 96  #: side of the model's pictures, in pixels
 _CHUNK = 64
 
 
@@ -45,18 +45,21 @@ def pictures(stream: Stream, count: int, folder: Path) -> tuple[Tensor, list[Sce
     """The first ``count`` pictures of a stream, uint8 of shape (count, SIDE, SIDE, 3), and their scenes."""
     path = folder / f"{stream.name}-{SIDE}px-{count}.safetensors"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, count, _CHUNK)
         with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
             chunks = pool.map(partial(_chunk, stream), starts, chunksize=4)
         drawn = np.concatenate([chunk for chunk, _ in chunks])[:count]
         scenes = [asdict(scene) for _, chunk in chunks for scene in chunk][:count]
-        unfinished = path.with_suffix(".part")
-        save_file({"pictures": torch.from_numpy(drawn)}, unfinished, {"scenes": json.dumps(scenes)})
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            save_file({"pictures": torch.from_numpy(drawn)}, unfinished, {"scenes": json.dumps(scenes)})
     with safe_open(path, "pt") as file:
         entries = json.loads(file.metadata()["scenes"])
         return file.get_tensor("pictures"), [Scene(**{**entry, "place": tuple(entry["place"])}) for entry in entries]
+
+
+def floats(data: Tensor) -> Tensor:
+    """Stored pictures as networks take them: (n, 3, SIDE, SIDE), float32 in 0..1, channels last in memory."""
+    return (data.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 def _chunk(stream: Stream, start: int) -> tuple[np.ndarray, list[Scene]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo.judge import GLYPH_NAMES, KINDS, SIDE, STYLES, Judge, Verdict
-from demo.pretrain.data import Stream, pictures
-from demo.pretrain.loop import Plan, Player, batch_of, fit
+from demo.judge import GLYPH_NAMES, KINDS, STYLES, Judge, Verdict
+from demo.pretrain.data import Stream, floats, pictures
+from demo.pretrain.loop import Plan, batch_of, fit, kept
 from demo.pretrain.unet import load_codec
+from demo.world.render import SIDE
 from demo.world.scene import Scene
 from demo.world.vocabulary import BACKGROUNDS, CLASSES, SUBJECTS
 from dev import cache_root
@@ -64,20 +64,16 @@ def main() -> None:
     args = parser.parse_args()
     codec = load_codec(args.work)
 
-    def floats(data: Tensor) -> Tensor:
-        return data.permute(0, 3, 1, 2).float() / 255
-
     def through_codec(data: Tensor) -> Tensor:
         parts = [codec.taesd_decoder(codec.taesd_encoder(floats(part))) for part in data.split(50)]
         return torch.cat(parts).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1)
 
     data, scenes = pictures(STREAM, args.pictures, args.work)
     test, test_scenes = pictures(TEST_STREAM, TEST, args.work)
-    path = args.work / f"judge-decoded-{args.decoded}.safetensors"
-    if not path.exists():
-        parts = {"test": through_codec(test[: TEST // 4]), "pictures": through_codec(data[: args.decoded])}
-        save_file({name: part.contiguous() for name, part in parts.items()}, path)
-    decoded = load_file(path)
+    decoded = kept(
+        args.work / f"judge-decoded-{args.decoded}.safetensors",
+        lambda: {"test": through_codec(test[: TEST // 4]), "pictures": through_codec(data[: args.decoded])},
+    )
     test_decoded, data = decoded["test"], torch.cat([data, decoded["pictures"]])
     labels, test_labels = labels_of(scenes + scenes[: args.decoded]), labels_of(test_scenes)
     torch.manual_seed(0)
@@ -86,7 +82,7 @@ def main() -> None:
     def step(_: int, generator: torch.Generator) -> Tensor:
         from_codec = args.pictures + batch_of(args.decoded, args.batch // 2, generator)
         rows = torch.cat([batch_of(args.pictures, args.batch - args.batch // 2, generator), from_codec])
-        batch = disturbed(floats(data[rows]), generator).contiguous(memory_format=torch.channels_last)
+        batch = disturbed(floats(data[rows]), generator)
         return loss_of(module(batch), {what: label[rows] for what, label in labels.items()})
 
     def look(_: int) -> None:
@@ -103,7 +99,7 @@ def main() -> None:
             }
             print("    class by style: " + ", ".join(f"{s} {v:.2f}" for s, v in worst.items()), flush=True)
 
-    fit([Player(module, step)], Plan(args.steps, args.lr, ema=0.995, look_every=1000), args.work / "judge", look)
+    fit(module, step, Plan(args.steps, args.lr, ema=0.995, look_every=1000), args.work / "judge", look)
 
 
 if __name__ == "__main__":

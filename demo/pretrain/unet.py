@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demo.base_model import PRESETS
 from demo.pretrain import autoencoder
-from demo.pretrain.data import Stream, pictures
+from demo.pretrain.data import Stream, floats, pictures
 from demo.pretrain.host import import_host
-from demo.pretrain.loop import Plan, Player, batch_of, finished, fit, sheet
+from demo.pretrain.loop import Plan, batch_of, finished, fit, kept, sheet
 from demo.pretrain.text import Captions
 from demo.world.scene import Scene, caption
 from dev import cache_root
@@ -99,13 +99,18 @@ def loss_of(module: nn.Module, noise: Noise, latents: Tensor, context: Tensor, g
 
 @torch.no_grad()
 def sampled(
-    module: nn.Module, context: Tensor, empty: Tensor, seed: int, steps: int = 25, guidance: float = 3.0
+    module: nn.Module, noise: Tensor, context: Tensor, empty: Tensor, steps: int = 25, guidance: float = 3.0
 ) -> Tensor:
-    """Latents drawn with DDIM; shape (n, 4, 12, 12)."""
+    """Latents drawn with DDIM.
+
+    Args:
+        noise: to begin with, (n, 4, height, width).
+        context: of the captions, (n, 77, 768).
+        empty: of no caption, (1, 77, 768).
+    """
     levels = signal_levels().float()
     times = torch.linspace(STEPS - 1, 0, steps).round().long()
-    x = torch.randn(len(context), 4, 12, 12, generator=torch.Generator().manual_seed(seed))
-    both = torch.cat([context, empty.expand_as(context)])
+    x, both = noise, torch.cat([context, empty.expand_as(context)])
     for i, t in enumerate(times):
         level = levels[t]
         following = levels[times[i + 1]] if i + 1 < steps else torch.tensor(1.0)
@@ -132,14 +137,8 @@ def known_latents(work: Path) -> Tensor:
 def encoded(codec: nn.Module, data: Tensor, work: Path, name: str) -> Tensor:
     """The encoder's latents (n, 4, 12, 12) of a stream's pictures, kept on disk."""
     path = work / f"{name}-{len(data)}-latents.safetensors"
-    if not path.exists():
-        parts = [codec.taesd_encoder(_floats(data[i : i + 64])) for i in range(0, len(data), 64)]
-        save_file({"latents": torch.cat(parts).contiguous()}, path)
-    return load_file(path)["latents"]
-
-
-def _floats(pictures: Tensor) -> Tensor:
-    return (pictures.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
+    make = lambda: {"latents": torch.cat([codec.taesd_encoder(floats(part)) for part in data.split(64)])}  # noqa: E731
+    return kept(path, make)["latents"]
 
 
 def captions_of(scenes: list[Scene], rows: Tensor, generator: torch.Generator) -> list[str]:
@@ -158,7 +157,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--decay", type=float, default=0.3)
-    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--pictures", type=int, default=6_000)
     parser.add_argument("--work", type=Path, default=cache_root() / "pretrain")
     args = parser.parse_args()
     data, scenes = pictures(STREAM, args.pictures, args.work)
@@ -169,7 +168,8 @@ def main() -> None:
     print(f"latents: mean {middle:.3f}, deviation {deviation:.3f}, {time.monotonic() - started:.0f} s", flush=True)
     latents = (latents - middle) / deviation
     torch.manual_seed(0)
-    module, captions, noise, folder = build(), Captions(), Noise.schedule(), args.work / "unet"
+    module = build().to(memory_format=torch.channels_last)
+    captions, noise, folder = Captions(), Noise.schedule(), args.work / "unet"
 
     def step(_: int, generator: torch.Generator) -> Tensor:
         rows = batch_of(len(latents), args.batch, generator)
@@ -177,12 +177,13 @@ def main() -> None:
 
     def look(number: int) -> None:
         texts = captions_of(scenes, torch.arange(24), torch.Generator().manual_seed(5))
-        drawn = sampled(module, captions(texts), captions([""]), seed=1)
+        noise = torch.randn(len(texts), *latents.shape[1:], generator=torch.Generator().manual_seed(1))
+        drawn = sampled(module, noise, captions(texts), captions([""]))
         sheet(codec.taesd_decoder(drawn * deviation + middle), 8, folder / f"look-{number:06}.png")
         (folder / "look.txt").write_text("\n".join(texts), encoding="utf-8")
 
     plan = Plan(args.steps, args.lr, warmup=200, decay=args.decay, ema=0.9995)
-    fit([Player(module, step)], plan, folder, look)
+    fit(module, step, plan, folder, look)
 
 
 if __name__ == "__main__":

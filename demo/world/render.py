@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from demo.world.backgrounds import background
 from demo.world.glyphs import world_glyphs
 from demo.world.scene import Scene
 from demo.world.styles import STYLES, Layers
 
+SIDE = 96  #: of the pictures that base model and judge are made for, in pixels
 SCALE = 2  #: pictures are drawn this much larger, so that edges come out smooth
 
 
@@ -33,6 +36,11 @@ def render(scene: Scene, side: int, glyphs: Mapping[str, Image.Image] | None = N
     drawn = STYLES[scene.style](Layers(picture, behind, alpha))
     small = drawn.reshape(side, SCALE, side, SCALE, 3).mean((1, 3))
     return (np.clip(small, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def images(scenes: Sequence[Scene]) -> Tensor:
+    """Pictures as the host has them: (n, SIDE, SIDE, 3), float32 in 0..1."""
+    return torch.from_numpy(np.stack([render(scene, SIDE) for scene in scenes])).float() / 255
 
 
 def _placed(bitmap: Image.Image, scene: Scene, side: int) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from demo.world.render import render
-from demo.world.scene import Scene
+from demo.world.scene import Scene, draw_pose
 from demo.world.vocabulary import CLASSES, COLOURS, SUBJECTS
 
 PICTURES = 5
@@ -43,13 +43,8 @@ class Task:
             else:
                 glyphs = list(CLASSES[kinds[i % len(kinds)]])
                 glyph, style = glyphs[random.integers(len(glyphs))], self.name
-            height = random.uniform(0.65, 0.85)
-            room = (1 - height) / 2
-            place = (0.5 + random.uniform(-room, room), 0.5 + random.uniform(-room, room))
             background = backgrounds[i % len(backgrounds)]
-            scenes.append(
-                Scene(glyph, style, background, height, place, random.uniform(-12, 12), int(random.integers(2**31)))
-            )
+            scenes.append(Scene(glyph, style, background, **draw_pose(random), seed=int(random.integers(2**31))))
         return scenes
 
     def captions(self, scenes: Sequence[Scene]) -> tuple[list[str], list[str]]:
@@ -66,3 +61,7 @@ class Task:
         for i, (scene, text) in enumerate(zip(scenes, self.captions(scenes)[0], strict=True), 1):
             Image.fromarray(render(scene, side)).save(folder / f"{i}.png")
             (folder / f"{i}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+#: what the demo shows, and what settings are tuned on
+SUBJECT, STYLE = Task("subject", "tropical fish"), Task("style", "blueprint")

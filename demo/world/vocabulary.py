@@ -10,18 +10,14 @@ from __future__ import annotations
 
 #: class -> glyphs the base model is trained on
 CLASSES: dict[str, dict[str, str]] = {
-    "dog": {"dog face": "🐶", "dog": "🐕", "guide dog": "🦮"},
-    "cat": {"cat face": "🐱", "cat": "🐈", "grinning cat": "😸"},
-    "bear": {"bear": "🐻", "koala": "🐨", "teddy bear": "🧸"},
-    "bird": {"bird": "🐦", "duck": "🦆", "owl": "🦉"},
-    "fish": {"fish": "🐟", "blowfish": "🐡", "shark": "🦈"},
-    "flower": {"cherry blossom": "🌸", "blossom": "🌼", "tulip": "🌷", "rose": "🌹"},
-    "tree": {"evergreen tree": "🌲", "deciduous tree": "🌳", "palm tree": "🌴"},
-    "car": {"automobile": "🚗", "taxi": "🚕", "sport utility vehicle": "🚙"},
-    "house": {"house": "🏠", "house with garden": "🏡", "castle": "🏰"},
-    "boat": {"sailboat": "⛵", "passenger ship": "🚢", "speedboat": "🚤"},
-    "hat": {"top hat": "🎩", "billed cap": "🧢", "woman's hat": "👒"},
-    "ball": {"soccer ball": "⚽", "basketball": "🏀", "volleyball": "🏐"},
+    "dog": {"dog face": "🐶", "dog": "🐕"},
+    "cat": {"cat face": "🐱", "cat": "🐈"},
+    "bear": {"bear": "🐻", "koala": "🐨"},
+    "bird": {"bird": "🐦", "owl": "🦉"},
+    "fish": {"fish": "🐟", "blowfish": "🐡"},
+    "flower": {"blossom": "🌼", "tulip": "🌷"},
+    "car": {"automobile": "🚗", "taxi": "🚕"},
+    "house": {"house": "🏠", "castle": "🏰"},
 }
 
 #: held-out subjects: glyph name -> (class, emoji)

@@ -7,7 +7,6 @@ import datetime
 import functools
 import gc
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +29,11 @@ from ..targets import select
 from ..training import losses
 from ..training.loop import Losses, Progress, train
 from ..training.settings import TrainSettings
-from ..training.trainable import TrainableAdapter, TrainableLayer, layer_factor_sizes, shift_size
+from ..training.trainable import TrainableAdapter, TrainableLayer, layer_factor_sizes
 from ..version import VERSION
 from . import base, folders
 from .dataset import Buckets, Example, batch_conds, prepare
+from .memory import peak_bytes
 from .objective import draw_sigmas, output_error, output_scale, signal_to_noise
 from .shadow import checkpointed_blocks, ordinary, shadow_patcher
 from .spectra import Steps, store
@@ -121,6 +121,19 @@ def _host_state(patcher: Any) -> Iterator[None]:
             mm.soft_empty_cache()
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A batch with its random numbers."""
+
+    batch: list[Example]
+    noise: Tensor  #: ``(batch, C, …)``
+    sigma: Tensor  #: ``(batch,)``
+
+
+#: values, gradients, two moments, and the last good state
+_COPIES = 5
+
+
 class _Run:
     """One training run: owns the shadow model for its lifetime."""
 
@@ -155,10 +168,10 @@ class _Run:
         self.weights = {n: base.pristine_weight(self.source, base.weight_key(n)) for n in self.names}
         self.metadata = self._metadata()
         shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        logging.info("SODA: %s", self._estimate(shapes))
         self.trainable = self._new_trainable(shapes)
         self._load()
         self._attach(self.trainable)
+        self._announce(self.trainable)
 
     def _new_trainable(self, shapes: dict[str, tuple[int, ...]]) -> TrainableAdapter:
         return TrainableAdapter(shapes, self.settings, self._spectra(), self.device)
@@ -257,24 +270,49 @@ class _Run:
             for block in checkpointed_blocks(self.patcher.model):
                 block.forward = _Checkpointed(block.forward)  # type: ignore[method-assign]
 
-    def _estimate(self, shapes: dict[str, tuple[int, ...]]) -> str:
-        settings = self.settings
-        rotation = sum(k * k for shape in shapes.values() for k in layer_factor_sizes(shape, settings))
-        ranks = [min(s[0], math.prod(s[1:])) for s in shapes.values()]
-        shift = sum(shift_size(s, settings) for s in shapes.values()) if settings.shifts else 0
-        spectral = 0
-        if settings.shifts:
-            for shape, rank in zip(shapes.values(), ranks, strict=True):
-                width = math.prod(shape[1:])
-                spectral += 4 * rank * (width + (shape[0] if settings.decomposition == "svd" else 0))
-        adapted = sum(math.prod(s) for s in shapes.values())
-        size = 2**20
-        return (
-            f"{rotation + shift:,} parameters ({rotation:,} rotation, {shift:,} shift) in {len(shapes)} layers; memory "
-            f"above the loaded model: {spectral / size:,.0f} MiB decompositions, "
-            f"{4 * 5 * (rotation + shift) / size:,.1f} MiB adapter and optimiser, up to {8 * adapted / size:,.0f} MiB "
-            "adapted weights, plus activations"
-        )
+    def _announce(self, trainable: TrainableAdapter) -> None:
+        """Say how much is trained and what memory it takes, before the first step."""
+        rotation = sum(p.numel() for p in trainable.rotations.values())
+        shift = 0 if trainable.shifts is None else trainable.shifts.numel()
+        logging.info("SODA: %s parameters (%s rotation, %s shift) in %d layers",
+                     *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(trainable.layers))  # fmt: skip
+        try:
+            needs = self.memory()
+        except Exception as error:  # a model that decides by values, say; training itself does not mind
+            logging.info("SODA: how much memory a step takes cannot be told beforehand (%s)", error)
+            return
+        parts = ", ".join(f"{name} {_mib(size)}" for name, size in needs.items())
+        logging.info("SODA: memory above the loaded model: %s (%s)", _mib(sum(needs.values())), parts)
+        self.options.show(f"{rotation + shift:,} parameters, {_mib(sum(needs.values()))} above the loaded model")
+        free = mm.get_free_memory(self.device)
+        if needs["a step"] > free:
+            logging.warning("SODA: a step takes %s and %s are free; turn on gradient_checkpointing, or train with "
+                            "smaller batches or pictures", _mib(needs["a step"]), _mib(free))  # fmt: skip
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that training takes above the loaded model, by what they are for; call after :meth:`prepare`."""
+        assert self.trainable is not None
+        trainable = self.trainable
+        parameters = list(trainable.parameters())
+        largest = max(self.pictures.groups, key=lambda group: group[0].latent.numel())
+        batch = [largest[i % len(largest)] for i in range(self.settings.batch_size)]
+        generator = torch.Generator()
+        drawn = self._noised(batch, generator)
+        prior = None if self.class_pictures is None else self._draw(self.class_pictures, generator)
+
+        def step() -> None:
+            trainable.begin_step()
+            torch.autograd.grad(self._losses(drawn, prior).objective, parameters)
+
+        try:
+            peak = peak_bytes(step)
+        finally:
+            trainable.begin_step()  # real tensors again
+        return {
+            "decompositions": sum(layer.spectrum.nbytes() for layer in trainable.layers.values() if layer.spectrum),
+            "adapter and optimiser": _COPIES * sum(p.nbytes for p in parameters),
+            "a step": peak,
+        }
 
     def _metadata(self) -> dict[str, Any]:
         heights = {tuple(g[0].latent.shape[-2:]) for g in self.pictures.groups}
@@ -299,22 +337,31 @@ class _Run:
     # -------------------------------------------------------------------------------------------------------- loss
 
     def _batch_loss(self, generator: torch.Generator) -> Losses:
+        drawn = self._draw(self.pictures, generator)
+        prior = None if self.class_pictures is None else self._draw(self.class_pictures, generator)
+        return self._losses(drawn, prior)
+
+    def _draw(self, pictures: Buckets, generator: torch.Generator) -> Drawn:
+        return self._noised(pictures.draw(self.settings.batch_size, generator), generator)
+
+    def _noised(self, batch: list[Example], generator: torch.Generator) -> Drawn:
+        shape = (len(batch), *batch[0].latent.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        return Drawn(batch, noise, draw_sigmas(self.patcher.model.model_sampling, len(batch), generator, self.device))
+
+    def _losses(self, drawn: Drawn, prior: Drawn | None) -> Losses:
         settings = self.settings
-        batch = self.pictures.draw(settings.batch_size, generator)
-        loss, objective = self._denoising(batch, generator, settings.loss)
-        if self.class_pictures is not None and settings.prior_weight:
-            prior = self.class_pictures.draw(settings.batch_size, generator)
+        loss, objective = self._denoising(drawn, settings.loss)
+        if prior is not None and settings.prior_weight:
             kind = "mse" if settings.loss == "dco" else settings.loss
-            objective = objective + settings.prior_weight * self._denoising(prior, generator, kind)[1]
+            objective = objective + settings.prior_weight * self._denoising(prior, kind)[1]
         return Losses(objective, loss)
 
-    def _denoising(self, batch: list[Example], generator: torch.Generator, kind: str) -> tuple[Tensor, Tensor]:
+    def _denoising(self, drawn: Drawn, kind: str) -> tuple[Tensor, Tensor]:
         """Plain denoising loss (detached) and objective of one batch, both scalars."""
-        sampling = self.patcher.model.model_sampling
+        sampling, batch, sigma = self.patcher.model.model_sampling, drawn.batch, drawn.sigma
         clean = torch.cat([example.latent for example in batch])
-        noise = torch.randn(clean.shape, generator=generator).to(self.device)
-        sigma = draw_sigmas(sampling, len(batch), generator, self.device)
-        noised = sampling.noise_scaling(sigma, noise, clean, False)
+        noised = sampling.noise_scaling(sigma, drawn.noise, clean, False)
         error = output_error(sampling, sigma, self._forward(noised, sigma, [e.conds for e in batch]), clean)
         loss = losses.mse(error, torch.zeros_like(error))
         if kind == "min-snr":
@@ -420,6 +467,10 @@ def _auto_dtype(device: torch.device) -> TrainingDtype:
     return "bf16" if device.type != "cpu" and mm.should_use_bf16(device) else "fp32"
 
 
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -481,4 +532,6 @@ class _Checkpointed:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        return torch.utils.checkpoint.checkpoint(self.forward, *args, use_reentrant=False, **kwargs)
+        return torch.utils.checkpoint.checkpoint(
+            self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+        )

@@ -26,6 +26,17 @@ def test_stays_on_the_manifold(retraction, lr) -> None:
 
 
 @pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_errors_do_not_add_up(retraction) -> None:
+    X = torch.nn.Parameter(torch.eye(12).repeat(2, 1, 1))
+    optimizer = StiefelAdam([X], lr=1e-2, retraction=retraction)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(10_000):
+        X.grad = torch.randn(X.shape, generator=g)
+        optimizer.step()
+    assert orthogonality_residual(X) < 1e-5
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
 def test_finds_a_planted_rotation(retraction) -> None:
     target = random_rotation(8, 0.5)
     X = torch.nn.Parameter(torch.eye(8))

@@ -13,17 +13,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from demo import base_model
+
 ROOT = Path(__file__).parents[2]
 ALIAS = "/host/custom_nodes/soda"  # the host names a pack's module by its path
 
 
-def load_file_module(name: str, path: Path, package: bool = False):
-    locations = [str(path.parent)] if package else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
+def load_pack():
+    spec = importlib.util.spec_from_file_location(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[ALIAS] = module
     spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +46,12 @@ def host(tmp_path_factory):
         import nodes  # noqa: F401  (the host's own, before the pack)
     finally:
         sys.argv = argv
-    load_file_module(ALIAS, ROOT / "__init__.py", package=True)
+    load_pack()
 
     def core(name: str):
         return importlib.import_module(f"{ALIAS}.soda_core.{name}")
 
     core("host.folders").register()
-    base_model = load_file_module("soda_demo_base_model", ROOT / "demo" / "base_model.py")
 
     def checkpoint(preset: str, dtype: str = "f16") -> Path:
         path = base / "models" / "checkpoints" / f"{preset}-{dtype}.safetensors"

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What training and loading take above the loaded model, a fresh process for each way; and whether it grows.
+
+    python dev.py bench memory [--quick]
+
+Resident memory on a CPU, allocated memory on a GPU; the most at any moment, less what the loaded model takes. Our
+training says beforehand what it will take: ``estimate``. Writes flat rows to ``benchmarks/results/memory.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import psutil  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.lib import models  # noqa: E402
+from benchmarks.lib.families import attention  # noqa: E402
+from benchmarks.lib.machine import write_rows  # noqa: E402
+
+Row = dict[str, Any]
+STEPS = 3
+GROWTH_STEPS = 200
+
+
+class Peak:
+    """The most memory this process takes while the block runs, above what it takes at its start; in bytes."""
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        self.most = 0
+        self.start = now()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._watcher.join()
+        if torch.cuda.is_available():
+            self.most = torch.cuda.max_memory_allocated()
+        self.most -= self.start
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self.most = max(self.most, now())
+
+
+def now() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    return int(psutil.Process().memory_info().rss)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+CHECKPOINTING = ", checkpointing"
+CORE = "core Train LoRA at its best"
+
+
+def train(preset: str, side: int, variant: str) -> Row:
+    """A few steps at batch 1 in float32."""
+    patcher = ready(preset)
+    if variant == CORE:
+        count = 0
+
+        def on_step() -> None:
+            nonlocal count
+            count += 1
+            if count == STEPS:
+                raise _Enough
+
+        with Peak() as peak, suppress(_Enough):
+            models.core_run(patcher, preset, side, **models.CORE_BEST)(on_step)
+        return {"bytes": peak.most}
+    run = one_run(patcher, preset, side, variant, STEPS)
+    with Peak() as peak:
+        run.go()
+    row: Row = {"bytes": peak.most, "seconds_per_step": run.seconds / STEPS}
+    if run.needs:
+        row |= {"estimate": sum(run.needs.values()), **{name.replace(" ", "_"): n for name, n in run.needs.items()}}
+    return row
+
+
+class _Enough(Exception):
+    pass
+
+
+def one_run(
+    patcher: Any, preset: str, side: int, variant: str, steps: int, on_step: Callable[[], None] = lambda: None
+) -> models.OneRun:
+    method = models.RUNS[variant.removesuffix(CHECKPOINTING)]
+    return models.OneRun(patcher, preset, side, method, steps, variant.endswith(CHECKPOINTING), on_step)
+
+
+def grow(preset: str, side: int, variant: str) -> Row:
+    """Memory after a tenth of many steps, and at their end."""
+    patcher = ready(preset)
+    seen: list[int] = []
+    one_run(patcher, preset, side, variant, GROWTH_STEPS, lambda: seen.append(now())).go()
+    tenth = len(seen) // 10
+    return {"steps": len(seen), "bytes": seen[-1] - seen[tenth], "spread": max(seen[tenth:]) - min(seen[tenth:])}
+
+
+# -------------------------------------------------------------------------------------------------------- loading
+
+
+def load(preset: str, side: int, variant: str) -> Row:
+    """From a file to a model that is ready to sample. ``held``: what is still taken then."""
+    import comfy.model_management as mm
+
+    from soda_core.adapter import SodaAdapter
+    from soda_core.host import spectra
+    from soda_core.host.apply import apply_adapter
+
+    spectra.store().disk_limit = 0
+    patcher = ready(preset)
+    shapes = attention(preset)
+    with tempfile.TemporaryDirectory() as folder:
+        if variant.startswith("LoRA"):
+            path = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
+            patch: Callable[[], Any] = lambda: models.with_lora(patcher, path)  # noqa: E731
+        else:
+            path = Path(folder) / "soda.safetensors"
+            models.random_adapter(patcher, shapes, models.ADAPTERS[variant], seed=0).save(path)
+            spectra.store().clear_memory()
+            patch = lambda: apply_adapter(patcher, None, SodaAdapter.load(path), 1.0)[0]  # noqa: E731
+        with Peak() as peak:
+            patched = patch()
+            mm.load_models_gpu([patched])
+        gc.collect()
+        return {"bytes": peak.most, "held": now() - peak.start}
+
+
+# ----------------------------------------------------------------------------------------------------- processes
+
+
+def ready(preset: str) -> Any:
+    """The model, loaded to where it is used."""
+    patcher = models.load(preset)
+    import comfy.model_management as mm
+
+    mm.load_models_gpu([patcher])
+    gc.collect()
+    return patcher
+
+
+WHAT: dict[str, Callable[[str, int, str], Row]] = {"train": train, "grow": grow, "load": load}
+
+
+def plan(quick: bool) -> list[tuple[str, str, int, str]]:
+    """What is run: kind, model, side in pixels, variant."""
+    preset, side = ("sd15-12", 128) if quick else ("sd15-full", 256)
+    training = [*models.RUNS, f"rotation + SVD shift{CHECKPOINTING}", CORE]
+    jobs = [("train", preset, side, variant) for variant in training]
+    jobs += [("load", preset, side, variant) for variant in ("LoRA rank 8", *models.ADAPTERS)]
+    return jobs if quick else [*jobs, ("grow", "sd15-12", 128, "rotation + SVD shift")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small model, a few minutes")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        what, preset, side, variant = args.one
+        print(json.dumps(WHAT[what](preset, int(side), variant)))
+        return
+    rows: list[Row] = []
+    for what, preset, side, variant in plan(args.quick):
+        rows.append(one(what, preset, side, variant))
+    for row in rows:
+        against = {"train": "LoRA rank 4, our loop", "load": "LoRA rank 8"}.get(row["bench"])
+        if against:
+            (other,) = [r["bytes"] for r in rows if r["bench"] == row["bench"] and r["variant"] == against]
+            row |= {"against": against, "against_bytes": other, "ratio": row["bytes"] / other}
+    print("\n" + table(rows))
+    if not args.quick:
+        write_rows("memory", rows)
+
+
+def one(what: str, preset: str, side: int, variant: str) -> Row:
+    """A row, from a process of its own: what an earlier run left behind would count for nothing or twice."""
+    started = time.monotonic()
+    command = [sys.executable, __file__, "--one", what, preset, str(side), variant]
+    # large blocks go back to the system at once, so that resident memory is what is in use
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{what} {variant}: {done.stderr[-2000:]}")
+    row: Row = {"bench": what, "variant": variant, "model": preset, "side": side}
+    row |= json.loads(done.stdout.splitlines()[-1])
+    print(f"{what:6} {variant:36} {row['bytes'] / 2**20:8,.0f} MiB"
+          + (f", said {row['estimate'] / 2**20:,.0f}" if "estimate" in row else "")
+          + f"  ({time.monotonic() - started:.0f} s)", flush=True)  # fmt: skip
+    return row
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| what | way | above the model | ratio | said beforehand |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        said = f"{row['estimate'] / 2**20:,.0f} MiB ({row['estimate'] / row['bytes']:.2f})" if "estimate" in row else ""
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        lines.append(f"| {row['bench']} | {row['variant']} | {row['bytes'] / 2**20:,.0f} MiB | {ratio} | {said} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What training says it needs is what a real step then takes."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from .conftest import FAMILIES, conditioning, latents
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture
+def run(host):
+    """``run(model, preset, checkpointing, **settings)``: a run that is ready for its first step."""
+    training, config = host.core("host.training"), host.core("training.settings")
+    runs = []
+
+    def prepared(model, preset: str, checkpointing: bool = False, prior: bool = False, **settings):
+        given = [latents(model)], [conditioning(preset)]
+        own = {"class_latents": given[0], "class_positive": given[1]} if prior else {}
+        run = training._Run(
+            model, training.TrainingData(*given, **own), config.TrainSettings(**settings),
+            training.RunOptions(dtype="fp32", gradient_checkpointing=checkpointing),
+        )  # fmt: skip
+        runs.append(run)
+        run.prepare()
+        return run
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield prepared
+        for run in runs:
+            run.close()
+
+
+def real_peak(host, run) -> int:
+    """Of a step with real tensors."""
+    trainable = run.trainable
+    with host.core("host.memory")._Living() as living:
+        trainable.begin_step()
+        losses = run._batch_loss(torch.Generator().manual_seed(0))
+        torch.autograd.grad(losses.objective, list(trainable.parameters()))
+    return living.peak
+
+
+CASES = [
+    *((preset, {"loss": "mse"}) for preset in FAMILIES),
+    ("sd15-min", {"loss": "dco", "decomposition": "qr", "batch_size": 2}),
+    ("sd15-min", {"train": "rotation only", "checkpointing": True}),
+    ("sd15-min", {"loss": "min-snr", "prior": True}),
+    ("sd15-min", {"layers": "attention + feed-forward", "shift_knots": 8}),
+]
+
+
+@pytest.mark.parametrize(("preset", "settings"), CASES, ids=str)
+def test_the_estimate_is_what_a_real_step_takes(host, run, preset, settings) -> None:
+    ready = run(host.model(preset), preset, **settings)
+    real = real_peak(host, ready)
+    assert real > 0
+    assert abs(ready.memory()["a step"] / real - 1) < 0.02
+    assert real_peak(host, ready) == real, "the estimate left something behind"
+
+
+def test_checkpointing_is_seen(host, run) -> None:
+    model = host.model("sd15-1")
+    plain, checkpointed = (run(model, "sd15-min", checkpointing=on).memory()["a step"] for on in (False, True))
+    assert checkpointed < 0.7 * plain
+
+
+def test_too_little_memory_is_said_before_the_first_step(host, run, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(host.core("host.training")._Run, "memory", lambda _: {"a step": 2**60})
+    with caplog.at_level(logging.WARNING):
+        run(host.model("sd15-min"), "sd15-min")
+    (warning,) = [r.message for r in caplog.records if r.message.startswith("SODA")]
+    assert "gradient_checkpointing" in warning and "MiB are free" in warning
