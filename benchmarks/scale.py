@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.lib.layer import layer_ways  # noqa: E402
 from benchmarks.lib.machine import write_rows  # noqa: E402
 from benchmarks.lib.models import near_identity  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
+from demo.machine import core_count  # noqa: E402
 from soda_core import fileformat  # noqa: E402
 from soda_core.adapter import SodaAdapter  # noqa: E402
 from soda_core.errors import SettingsError  # noqa: E402
@@ -243,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="files of all models, times of SD 1.5 alone, fewer sizes")
     args = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(core_count())
     torch.manual_seed(0)
     rows: list[Row] = []
     for family in families():

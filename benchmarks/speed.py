@@ -9,7 +9,6 @@ Both sides run in one process, in turn. Writes ``benchmarks/results/speed.json``
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from benchmarks.lib.layer import layer_ways  # noqa: E402
 from benchmarks.lib.machine import write_rows  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from benchmarks.lib.turns import Turns  # noqa: E402
+from demo.machine import core_count  # noqa: E402
 from soda_core.adapter import SodaAdapter  # noqa: E402
 from soda_core.kronecker import factor_sizes  # noqa: E402
 from soda_core.linalg import thin_svd  # noqa: E402
@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--part", choices=PARTS, action="append")
     args = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(core_count())
     torch.manual_seed(0)
     rows = [row for part in args.part or PARTS for row in PARTS[part](args.quick)]
     if not args.part and not args.quick:

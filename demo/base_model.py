@@ -5,8 +5,8 @@ Nothing is downloaded: a seed decides every weight. Each preset has the real key
 host checks them, of its family (sd15, sdxl, sd3), only fewer blocks. Sampled pictures are abstract; the VAE is
 set by hand (mean colour of 8 x 8 pixel blocks), so a picture survives encoding and decoding.
 
-    python demo/base_model.py sd15-1 base.safetensors [--clip full|sparse|none] [--dtype f16|bf16|f32] [--seed 0]
-    python demo/base_model.py --list
+    python -m demo.base_model sd15-1 base.safetensors [--clip full|sparse|none] [--dtype f16|bf16|f32] [--seed 0]
+    python -m demo.base_model --list
 
 Needs torch only. Tensors of zeros become holes in the file where the file system can, so that a checkpoint with the
 "sparse" text encoder takes a fraction of its apparent size.
@@ -20,7 +20,6 @@ import math
 import os
 import struct
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from demo.files import replacing
 
 #: The checkpoint the demo's workflows name. To run the demo on another base model, see demo/README.md.
 BASE_NAME = "soda-demo-base.safetensors"
@@ -485,26 +486,20 @@ def write(
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(struct.pack("<Q", len(encoded)) + encoded)
-            for _, tensor, kind, _ in entries:
-                if tensor.ndim and not any(tensor.stride()):
-                    file.seek(tensor.numel() * kind.itemsize, os.SEEK_CUR)
-                    continue
-                data = tensor.to(kind).contiguous().reshape(-1).view(torch.uint8).numpy().data
-                for at in range(0, len(data), _CHUNK):
-                    chunk = data[at : at + _CHUNK]
-                    if len(chunk) == _CHUNK and not any(chunk[:64]) and not any(chunk):
-                        file.seek(_CHUNK, os.SEEK_CUR)
-                    else:
-                        file.write(chunk)
-            file.truncate(8 + len(encoded) + end)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for _, tensor, kind, _ in entries:
+            if tensor.ndim and not any(tensor.stride()):
+                file.seek(tensor.numel() * kind.itemsize, os.SEEK_CUR)
+                continue
+            data = tensor.to(kind).contiguous().reshape(-1).view(torch.uint8).numpy().data
+            for at in range(0, len(data), _CHUNK):
+                chunk = data[at : at + _CHUNK]
+                if len(chunk) == _CHUNK and not any(chunk[:64]) and not any(chunk):
+                    file.seek(_CHUNK, os.SEEK_CUR)
+                else:
+                    file.write(chunk)
+        file.truncate(8 + len(encoded) + end)
     return path
 
 

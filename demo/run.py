@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import re
 import sys
@@ -29,6 +28,7 @@ sys.path.append(str(PACK))
 
 from demo.base_model import BASE_NAME, BASE_PRESET, demo_base  # noqa: E402
 from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
+from demo.machine import core_count, processor  # noqa: E402
 from demo.page import Training, write_page, write_sheet  # noqa: E402
 from demo.server import Server  # noqa: E402
 from dev import cache_root  # noqa: E402
@@ -185,17 +185,6 @@ def machine(server: Server) -> dict[str, str]:
         "PyTorch": system["pytorch_version"],
         "ComfyUI": system["comfyui_version"],
     }
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (found := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
-        return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def core_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
