@@ -39,7 +39,7 @@ from soda_core.spectral import decompose  # noqa: E402
 Row = dict[str, Any]
 KINDS = ("rotation", "rotation + QR shift", "rotation + SVD shift")
 LORA = "LoRA rank 4"
-PRESETS = (("auto", 3), ("auto", 2), ("svdiff-size", 3), ("oft-size", 3))
+PRESETS = (("auto", 3), ("auto", 2), ("large", 3), ("svdiff-size", 3), ("oft-size", 3))
 ENOUGH = 3e11  #: multiplications after which a way has been timed often enough
 
 

@@ -7,17 +7,12 @@ held-out glyphs and styles included, half of them through the autoencoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from demo.world.render import SIDE
 from demo.world.styles import STYLES as ALL_STYLES
 from demo.world.vocabulary import BACKGROUNDS, CLASSES, GLYPHS
 
@@ -84,18 +79,12 @@ class Verdict:
         return (self.embedding @ other.embedding.mT).mean(1)
 
 
-def as_pictures(images: Sequence[Image.Image]) -> Tensor:
-    """Images as the judge takes them, (n, 3, 96, 96) in 0..1."""
-    small = [image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
-    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).permute(0, 3, 1, 2).float() / 255
-
-
-def load_judge(path: Path | None = None) -> Judge:
+def load_judge() -> Judge:
     """The shipped judge, on the CPU."""
     from demo.model_files import JUDGE, load
 
     judge = Judge()
-    judge.load_state_dict(load(path or JUDGE))
+    judge.load_state_dict(load(JUDGE))
     return judge.eval().requires_grad_(False)
 
 

@@ -33,15 +33,11 @@ def load(path: Path) -> dict[str, Tensor]:
     }
 
 
-def save(path: Path, tensors: dict[str, Tensor], keep: tuple[str, ...] = ()) -> None:
-    """Store weights in 8 bits.
-
-    Args:
-        keep: parts of the names of tensors that stay in float16, because little is gained or much is lost by 8 bits.
-    """
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Store weights in 8 bits."""
     packed: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if value.ndim < 2 or any(part in name for part in keep):
+        if value.ndim < 2:
             packed[name] = value.half().contiguous()
             continue
         largest = value.flatten(1).abs().amax(1).clamp(min=1e-6)

@@ -10,8 +10,9 @@ from comfy_api.latest import io, ui
 from ..soda_core.host.apply import apply_adapter
 from ..soda_core.host.charts import loss_curve, to_image_tensor
 from ..soda_core.host.training import RunOptions, TrainingData, train_in_graph
+from ..soda_core.kronecker import factor_presets
 from ..soda_core.targets import LAYER_PRESETS
-from ..soda_core.training.settings import FACTOR_PRESETS, TrainSettings
+from ..soda_core.training.settings import TrainSettings
 from .common import CATEGORY, LossMapType, adapter_output, filename_prefix
 from .graph import graph_metadata, progress_text
 
@@ -115,11 +116,12 @@ class SodaTrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "factor_preset",
-                    options=list(FACTOR_PRESETS),
+                    options=list(factor_presets()),
                     default=d.factor_preset,
                     advanced=True,
                     tooltip="Sizes of the Kronecker factors. auto = fewest parameters for any width (default); "
-                    "svdiff-size and oft-size are the authors' sets for SDXL widths.",
+                    "large = rotations with 7 to 40 times as many, for what auto cannot learn, in about the "
+                    "same time; svdiff-size and oft-size are the authors' sets for SDXL widths.",
                 ),
                 io.Int.Input(
                     "factor_count",

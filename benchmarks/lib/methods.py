@@ -16,7 +16,6 @@ from soda_core.kronecker import PRESETS
 
 Budget = Literal["small", "large"]
 
-# before soda_core.training.settings is imported, which lists the presets that may be chosen
 PRESETS["bench-soda-small"] = {320: (2, 4, 4, 2, 5), 768: (3, 4, 4, 4, 4)}
 PRESETS["bench-soda-large"] = {320: (4, 80), 768: (12, 64)}
 PRESETS["bench-rotation-small"] = {320: (16, 20), 768: (4, 8, 24)}
@@ -44,6 +43,13 @@ class Method:
     @property
     def key(self) -> str:
         return f"{self.name}-{self.budget}"
+
+    def description(self) -> str:
+        """Everything that makes the method what it is: with it a kept result is found again, or not."""
+        if self.peft is not None:
+            return repr([(endings, sorted(config.to_dict().items(), key=str)) for endings, config in self.peft()])
+        settings = self.settings or {}
+        return repr((sorted(settings.items()), PRESETS.get(str(settings.get("factor_preset"))), self.cayley))
 
 
 def _lora_small() -> list[tuple[list[str], Any]]:
@@ -101,16 +107,11 @@ def _boft_large() -> list[tuple[list[str], Any]]:
     return [([*NARROW, *WIDE], BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2))]
 
 
-#: shifts on a curve: next to nothing of the budget, so that all of it goes to the rotation
-SMOOTH: dict[str, Any] = {"decomposition": "svd", "shift_knots": 16}
-
 METHODS = {
     method.key: method
     for method in (
         Method("SODA-SVD", "small", {"decomposition": "svd", "factor_preset": "bench-soda-small"}),
         Method("SODA-SVD", "large", {"decomposition": "svd", "factor_preset": "bench-soda-large"}),
-        Method("SODA-SVD smooth", "small", SMOOTH | {"factor_preset": "bench-rotation-small"}),
-        Method("SODA-SVD smooth", "large", SMOOTH | {"factor_preset": "bench-rotation-large"}),
         Method("SODA-QR", "small", {"decomposition": "qr", "factor_preset": "bench-soda-small"}),
         Method("SODA-QR", "large", {"decomposition": "qr", "factor_preset": "bench-soda-large"}),
         Method("shift only", "small", {"decomposition": "svd", "train": "shift only"}),

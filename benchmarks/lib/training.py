@@ -7,7 +7,6 @@ clipping and the number of steps are the pack's for all.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +46,6 @@ def train_method(patcher: Any, data: TrainingData, method: Method, lr: float, **
         settings: of :class:`TrainSettings`, alike for all methods.
     """
     full = TrainSettings(**{**settings, **(method.settings or {}), "rotation_lr": lr, "shift_lr": lr})
-    logging.getLogger().setLevel(logging.WARNING)
     started = time.monotonic()
     with _host_state(patcher):
         run = new_run(patcher, data, full, RunOptions(dtype="fp32"), method=method)
@@ -133,7 +131,8 @@ class PeftTrainable:
         return self._parameters
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.AdamW(self._parameters, lr=self.settings.shift_lr)]
+        # no decay: BOFT's scales begin at one
+        return [torch.optim.AdamW(self._parameters, lr=self.settings.shift_lr, weight_decay=0.0)]
 
     def begin_step(self) -> None:
         pass
@@ -160,10 +159,10 @@ class PeftRun(MethodRun):
         _allow_butterflies()
         model = self.patcher.model.diffusion_model
         torch.manual_seed(self.settings.seed)
-        for i, (endings, config) in enumerate(self.method.peft()):
+        for endings, config in self.method.peft():
             names = [n.removeprefix("diffusion_model.") for n in self.names if n.endswith(tuple(endings))]
             config.target_modules = set(names)
-            inject_adapter_in_model(config, model, f"bench{i}")
+            inject_adapter_in_model(config, model, "bench")
         self.tuned = {n.removesuffix(".base_layer"): m for n, m in _tuner_layers(model)}
         parameters = []
         for layer in self.tuned.values():
@@ -198,6 +197,7 @@ class PeftRun(MethodRun):
             layer.get_base_layer().weight.data = before.clone()  # not the memory that the model shares
             layer.merge(safe_merge=True)
             deltas[full] = layer.get_base_layer().weight.data.detach() - before
+            assert deltas[full].any(), f"{self.method.key} did not train {full}"
         return deltas
 
     def params(self) -> int:

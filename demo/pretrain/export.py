@@ -12,9 +12,8 @@ from torch import Tensor
 from demo import model_files
 from demo.pretrain import unet
 from demo.pretrain.loop import finished
+from demo.pretrain.unet import SD_SCALE
 from dev import cache_root
-
-SD_SCALE = 0.18215  #: what the host multiplies SD1.5 latents with before the UNet sees them
 
 
 def autoencoder_tensors(work: Path) -> dict[str, Tensor]:

@@ -180,6 +180,7 @@ def sheet(pictures: Iterable[Tensor], columns: int, path: Path) -> None:
     from PIL import Image
 
     items = list(pictures)
+    items += [torch.ones_like(items[0])] * (-len(items) % columns)
     rows = [torch.cat(items[i : i + columns], 2) for i in range(0, len(items), columns)]
     grid = torch.cat(rows, 1).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0)
     Image.fromarray(grid.numpy()).save(path)

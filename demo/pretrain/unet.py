@@ -26,6 +26,7 @@ from dev import cache_root
 STREAM = Stream("unet", seed=2)
 PRESET = "sd15-11"
 STEPS = 1000  #: of the noise schedule
+SD_SCALE = 0.18215  #: what the host multiplies SD 1.5's latents with before the UNet sees them
 MIN_SNR = 5.0
 UNCONDITIONAL = 0.1  #: share of captions left empty, for guidance
 
@@ -108,8 +109,8 @@ def sampled(
         context: of the captions, (n, 77, 768).
         empty: of no caption, (1, 77, 768).
     """
-    levels = signal_levels().float()
-    times = torch.linspace(STEPS - 1, 0, steps).round().long()
+    levels = signal_levels().float().to(noise.device)
+    times = torch.linspace(STEPS - 1, 0, steps).round().long().to(noise.device)
     x, both = noise, torch.cat([context, empty.expand_as(context)])
     for i, t in enumerate(times):
         level = levels[t]

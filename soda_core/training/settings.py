@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import SettingsError
-from ..kronecker import PRESETS
+from ..kronecker import factor_presets
 from ..spectral import Decomposition
 from ..stiefel import Retraction
 from ..targets import LAYER_PRESETS
@@ -16,8 +16,6 @@ from ..targets import LAYER_PRESETS
 Train = Literal["rotation + shift", "rotation only", "shift only"]
 Loss = Literal["mse", "min-snr", "dco"]
 Schedule = Literal["constant", "cosine"]
-
-FACTOR_PRESETS = ("auto", *PRESETS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class TrainSettings:
             "loss": get_args(Loss),
             "schedule": get_args(Schedule),
             "retraction": get_args(Retraction),
-            "factor_preset": FACTOR_PRESETS,
+            "factor_preset": factor_presets(),
             "layers": tuple(LAYER_PRESETS),
         }
         for name, allowed in choices.items():

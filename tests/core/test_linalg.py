@@ -157,6 +157,14 @@ def test_authors_sizes_by_name_and_fallback() -> None:
     assert factor_sizes(320, "svdiff-size") == factor_sizes(320)
 
 
+@pytest.mark.parametrize("width", [320, 640, 768, 1280, 2048, 2432, 3072, 11520, 194, 97, 96, 7, 1])
+def test_large_sizes_multiply_to_the_width_and_have_more_parameters(width) -> None:
+    large, auto = factor_sizes(width, "large"), factor_sizes(width)
+    assert math.prod(large) == width
+    assert sum(k * (k - 1) for k in large) >= sum(k * (k - 1) for k in auto)
+    assert max(large) <= max(96, *auto)
+
+
 def test_large_primes_are_refused_by_name() -> None:
     assert factor_sizes(251) == (251,)
     with pytest.raises(SettingsError, match="1009"):

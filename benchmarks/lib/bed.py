@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The test bed: the demo's base model in the host, its world as data, its judge as measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from demo.judge import Verdict, load_judge
+from demo.pretrain.host import import_host
+from demo.pretrain.text import Captions
+from demo.pretrain.unet import SD_SCALE, sampled
+from demo.world.render import SIDE, images
+from demo.world.tasks import Task
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and what a right picture shows."""
+
+    text: str
+    kind: str
+    background: str
+    style: str
+
+
+class Bed:
+    """The base model, loaded once; samples with any change of its weights."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        import_host()
+        import comfy.sd
+
+        with torch.inference_mode(False):
+            self.patcher, _, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_clip=False)
+            comfy.model_management.load_models_gpu([self.patcher])
+        self.vae.first_stage_model.requires_grad_(False)
+        self.unet = self.patcher.model.diffusion_model.float()
+        self.device = next(self.unet.parameters()).device
+        self.captions, self.judge = Captions(), load_judge()
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    def training_data(self, task: Task, prior: int = 0) -> Any:
+        """The pack's training data for a task's five pictures.
+
+        Args:
+            prior: so many of the base model's own pictures of the class go along, for prior preservation.
+        """
+        from soda_core.host.training import TrainingData
+
+        scenes = task.scenes()
+        latents = self.vae.encode(images(scenes))
+        captions, plain = task.captions(scenes)
+        own = {}
+        if prior:
+            texts = [plain[i % len(plain)] for i in range(prior)]
+            sampled = self.sample(None, texts, seed=1).movedim(1, -1)
+            own = {
+                "class_latents": [{"samples": self.vae.encode(sampled)}],
+                "class_positive": [[[cond[None], {}] for cond in self.captions(texts)]],
+            }
+        return TrainingData(
+            **own,
+            latents=[{"samples": latents}],
+            positive=[[[cond[None], {}] for cond in self.captions(captions)]],
+            base_positive=[[[cond[None], {}] for cond in self.captions(plain)]],
+        )
+
+    def references(self, task: Task, count: int = 32) -> Verdict:
+        """The judge on fresh real pictures of a subject, through the autoencoder as samples are."""
+        latents = self.vae.encode(images(task.scenes(count, seed=1)))
+        return self.judged(self.vae.decode(latents).movedim(-1, 1))
+
+    def deltas_of(self, adapter: Any) -> dict[str, Tensor]:
+        """The change an adapter makes of every layer's weight, at strength 1."""
+        weights = {name: self._layer(name).weight.data for name in adapter.layers}
+        return {
+            name: layer.delta(weights[name], spectra=self.spectra(weights[name], layer.needs_spectrum))
+            for name, layer in adapter.layers.items()
+        }
+
+    def spectra(self, weight: Tensor, kinds: Sequence[Any]) -> dict[Any, Any]:
+        from soda_core.host.spectra import store
+
+        return {kind: store().get(weight, kind, weight.device) for kind in kinds}
+
+    def _layer(self, name: str) -> torch.nn.Module:
+        return self.unet.get_submodule(name.removeprefix("diffusion_model."))
+
+    # --------------------------------------------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        deltas: Mapping[str, Tensor] | None,
+        texts: Sequence[str],
+        seed: int,
+        steps: int = 16,
+        guidance: float = 3.0,
+    ) -> Tensor:
+        """Pictures (n, 3, SIDE, SIDE) in 0..1 by DDIM.
+
+        Picture i of a seed starts from the same noise for every method.
+        """
+        noise = torch.stack([
+            torch.randn(4, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(seed * 10007 + i))
+            for i in range(len(texts))
+        ])  # fmt: skip
+        with self._changed(deltas or {}):
+            inputs = (noise, self.captions(list(texts)), self.captions([""]))
+            x = sampled(self.unet, *(part.to(self.device) for part in inputs), steps, guidance)
+        return self.vae.decode(x / SD_SCALE).movedim(-1, 1).clamp(0, 1)
+
+    @contextmanager
+    def _changed(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model with changes added to its weights."""
+        weights = {name: self._layer(name).weight for name in deltas}
+        originals = {name: weight.data for name, weight in weights.items()}
+        for name, weight in weights.items():
+            weight.data = weight.data + deltas[name].to(self.device)
+        try:
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.data = originals[name]
+
+    def judged(self, pictures: Tensor) -> Verdict:
+        return self.judge(pictures.detach().float().cpu())
+
+
+def accuracy(said: Sequence[str], right: Sequence[str]) -> float:
+    return sum(a == b for a, b in zip(said, right, strict=True)) / len(right)

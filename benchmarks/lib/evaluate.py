@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is asked of a trained model, and how the answers are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.lib.bed import Bed, Prompt, accuracy
+from demo.judge import Verdict
+from demo.world.tasks import STYLE_WORD, SUBJECT_WORD, Task
+from demo.world.vocabulary import BACKGROUNDS, CLASSES, STYLES
+
+Metrics = dict[str, float]
+
+
+def subject_prompts(task: Task, count: int) -> list[Prompt]:
+    """On backgrounds that no training picture had, every other one in a style that the base model knows."""
+    used = {scene.background for scene in task.scenes()}
+    new = [b for b in BACKGROUNDS if b not in used]
+    prompts = []
+    for i in range(count):
+        background, word = new[i // 2 % len(new)], f"{SUBJECT_WORD} {task.class_word}"
+        style = STYLES[1 + i // 2 % (len(STYLES) - 1)] if i % 2 else "flat"
+        text = f"a {word} on a {background} background" + (f", {style}" if i % 2 else "")
+        prompts.append(Prompt(text, task.class_word, background, style))
+    return prompts
+
+
+def style_prompts(task: Task, count: int) -> list[Prompt]:
+    """Classes that no training picture showed."""
+    used = {scene.kind for scene in task.scenes()}
+    new = [kind for kind in CLASSES if kind not in used]
+    prompts = []
+    for i in range(count):
+        kind, background = new[i % len(new)], BACKGROUNDS[i // len(new) % len(BACKGROUNDS)]
+        text = f"a {kind} on a {background} background, in {STYLE_WORD} style"
+        prompts.append(Prompt(text, kind, background, task.name))
+    return prompts
+
+
+def merge_prompts(subject: Task, style: Task, count: int) -> list[Prompt]:
+    kind = subject.class_word
+    return [
+        Prompt(f"a {SUBJECT_WORD} {kind} on a {b} background, in {STYLE_WORD} style", kind, b, style.name)
+        for b in (BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(count))
+    ]
+
+
+def plain_prompts(count: int) -> list[Prompt]:
+    """Prompts without a placeholder word: classes in turn, styles and backgrounds at random."""
+    random, kinds = np.random.default_rng(11), list(CLASSES)
+    prompts = []
+    for i in range(count):
+        kind = kinds[i % len(kinds)]
+        style, background = STYLES[random.integers(len(STYLES))], BACKGROUNDS[random.integers(len(BACKGROUNDS))]
+        text = f"a {kind} on a {background} background" + ("" if style == "flat" else f", {style}")
+        prompts.append(Prompt(text, kind, background, style))
+    return prompts
+
+
+def judged(
+    bed: Bed, deltas: Mapping[str, Tensor] | None, prompts: Sequence[Prompt], seed: int, steps: int = 16
+) -> tuple[Verdict, Tensor]:
+    """What the judge says of a picture for each prompt, and the pictures."""
+    pictures = bed.sample(deltas, [p.text for p in prompts], seed, steps)
+    return bed.judged(pictures), pictures
+
+
+def subject_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdict) -> Metrics:
+    """``prompt_accuracy``: share of what the prompts asked for beside the subject that is there."""
+    background = accuracy(verdict.backgrounds(), [p.background for p in prompts])
+    style = accuracy(verdict.styles(), [p.style for p in prompts])
+    return {
+        "similarity": float(verdict.similarity(references).mean()),
+        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
+        "background_accuracy": background,
+        "style_accuracy": style,
+        "prompt_accuracy": (background + style) / 2,
+    }
+
+
+def style_metrics(verdict: Verdict, prompts: Sequence[Prompt]) -> Metrics:
+    return {
+        "style_accuracy": accuracy(verdict.styles(), [p.style for p in prompts]),
+        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
+    }
+
+
+def merge_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdict) -> Metrics:
+    """``both``: mean over pictures of similarity where the style is right, else nothing."""
+    similarity = verdict.similarity(references).clamp(min=0)
+    right = torch.tensor([a == p.style for a, p in zip(verdict.styles(), prompts, strict=True)]).float()
+    return {
+        "similarity": float(similarity.mean()),
+        "style_accuracy": float(right.mean()),
+        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
+        "both": float((similarity * right).mean()),
+    }
+
+
+def drift_metrics(
+    verdict: Verdict, pictures: Tensor, base: Verdict, base_pictures: Tensor, prompts: Sequence[Prompt]
+) -> Metrics:
+    """How far pictures moved that should not have, from the same noise.
+
+    ``changed``: share of classes, styles and backgrounds of which the judge says something else than of the base's
+    picture. ``pixel_change``: root of the mean square, of 1.
+    """
+    same = [
+        accuracy(verdict.kinds(), base.kinds()),
+        accuracy(verdict.styles(), base.styles()),
+        accuracy(verdict.backgrounds(), base.backgrounds()),
+    ]
+    return {
+        "changed": 1 - sum(same) / len(same),
+        "pixel_change": float((pictures - base_pictures).square().mean().sqrt()),
+        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
+        "style_accuracy": accuracy(verdict.styles(), [p.style for p in prompts]),
+        "background_accuracy": accuracy(verdict.backgrounds(), [p.background for p in prompts]),
+    }
