@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.lib import evaluate  # noqa: E402
-from benchmarks.lib.bed import Bed, accuracy  # noqa: E402
+from benchmarks.lib.bed import Bed  # noqa: E402
+from benchmarks.lib.evaluate import accuracy  # noqa: E402
 from benchmarks.lib.machine import write_rows  # noqa: E402
 from demo.judge import STYLES as ALL_STYLES  # noqa: E402
 from demo.judge import Verdict  # noqa: E402
@@ -51,24 +52,21 @@ def judge_rows(bed: Bed, count: int) -> list[Row]:
             errors.append((seen - drawn).square().mean((1, 2, 3)))
             verdicts.append(bed.judged(seen.movedim(-1, 1)))
         row = {"bench": "judge", "pictures": "through the autoencoder" if through else "fresh renders", "count": count}
-        row |= _accuracies(verdicts, scenes)
+        row |= _accuracies(Verdict.joined(verdicts), scenes)
         if through:
             row["psnr"] = float(-10 * torch.cat(errors).log10().mean())
         rows.append(row)
     return rows
 
 
-def _accuracies(verdicts: Sequence[Verdict], scenes: Sequence[Scene]) -> Row:
-    def said(what: str) -> list[str]:
-        return [answer for verdict in verdicts for answer in getattr(verdict, what)()]
-
+def _accuracies(verdict: Verdict, scenes: Sequence[Scene]) -> Row:
     # some styles leave nothing of a background's colour
     telling = [i for i, s in enumerate(scenes) if s.style not in ONE_COLOUR]
-    backgrounds = said("backgrounds")
+    backgrounds = verdict.backgrounds()
     return {
-        "class_accuracy": accuracy(said("kinds"), [s.kind for s in scenes]),
-        "glyph_accuracy": accuracy(said("glyphs"), [s.glyph for s in scenes]),
-        "style_accuracy": accuracy(said("styles"), [s.style for s in scenes]),
+        "class_accuracy": accuracy(verdict.kinds(), [s.kind for s in scenes]),
+        "glyph_accuracy": accuracy(verdict.glyphs(), [s.glyph for s in scenes]),
+        "style_accuracy": accuracy(verdict.styles(), [s.style for s in scenes]),
         "background_accuracy": accuracy([backgrounds[i] for i in telling], [scenes[i].background for i in telling]),
     }
 
@@ -76,19 +74,10 @@ def _accuracies(verdicts: Sequence[Verdict], scenes: Sequence[Scene]) -> Row:
 def model_row(bed: Bed, count: int, steps: int) -> tuple[Row, Tensor]:
     """The base model on prompts of what it was trained on, a picture each."""
     prompts = evaluate.plain_prompts(count)
-    kinds, styles, backgrounds, pictures = [], [], [], []
-    for i, part in enumerate(_parts(prompts)):
-        verdict, drawn = evaluate.judged(bed, None, part, seed=100 + i, steps=steps)
-        kinds += verdict.kinds()
-        styles += verdict.styles()
-        backgrounds += verdict.backgrounds()
-        pictures.append(drawn)
-    return {
-        "bench": "model", "pictures": f"{count} prompts, {steps} steps, guidance 3", "count": count,
-        "class_accuracy": accuracy(kinds, [p.kind for p in prompts]),
-        "style_accuracy": accuracy(styles, [p.style for p in prompts]),
-        "background_accuracy": accuracy(backgrounds, [p.background for p in prompts]),
-    }, torch.cat(pictures)  # fmt: skip
+    parts = enumerate(_parts(prompts))
+    verdicts, pictures = zip(*(evaluate.judged(bed, None, part, 100 + i, steps) for i, part in parts), strict=True)
+    row = {"bench": "model", "pictures": f"{count} prompts, {steps} steps, guidance 3", "count": count}
+    return row | evaluate.accuracies(Verdict.joined(verdicts), prompts), torch.cat(pictures)
 
 
 def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:

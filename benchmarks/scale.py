@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,8 @@ def files(family: Family) -> Iterable[Row]:
 
 def _adapter(family: Family, preset: str, count: int, seed: int) -> SodaAdapter:
     torch.manual_seed(seed)
-    stacks: dict[int, int] = {}
     sizes = {name: factor_sizes(shape[1], preset, count) for name, shape in family.layers.items()}
-    for layer in sizes.values():
-        for k in layer:
-            stacks[k] = stacks.get(k, 0) + 1
+    stacks = Counter(k for layer in sizes.values() for k in layer)
     rotations = {k: iter(near_identity(torch.eye(k).repeat(n, 1, 1)).unbind()) for k, n in stacks.items()}
     layers = {
         name: SodaLayer(

@@ -7,7 +7,8 @@ held-out glyphs and styles included, half of them through the autoencoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,11 @@ class Verdict:
     kind: Tensor
     style: Tensor
     background: Tensor
+
+    @classmethod
+    def joined(cls, verdicts: Sequence[Verdict]) -> Verdict:
+        """Of all pictures, one after the other."""
+        return cls(**{f.name: torch.cat([getattr(v, f.name) for v in verdicts]) for f in fields(cls)})
 
     def kinds(self) -> list[str]:
         return [KINDS[i] for i in self.kind.argmax(1).tolist()]

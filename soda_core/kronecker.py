@@ -163,11 +163,10 @@ def factor_sizes(width: int, preset: str = "auto", count: int = 3) -> tuple[int,
         raise SettingsError(f"unknown factor preset {preset!r}; choose one of {list(factor_presets())}")
     if count < 1:
         raise SettingsError(f"the number of Kronecker factors must be 1 or more, got {count}")
-    table = PRESETS.get(preset, {})
     if preset == "large":
         sizes = large_sizes(width)
     else:
-        sizes = table[width] if width in table else balanced_sizes(width, count)
+        sizes = PRESETS.get(preset, {}).get(width) or balanced_sizes(width, count)
     prime = _largest_prime_factor(width)
     if prime > LARGEST_DENSE_FACTOR and count > 1:
         raise SettingsError(

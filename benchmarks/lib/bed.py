@@ -80,16 +80,13 @@ class Bed:
 
     def deltas_of(self, adapter: Any) -> dict[str, Tensor]:
         """The change an adapter makes of every layer's weight, at strength 1."""
+        from soda_core.host.spectra import spectra_of
+
         weights = {name: self._layer(name).weight.data for name in adapter.layers}
         return {
-            name: layer.delta(weights[name], spectra=self.spectra(weights[name], layer.needs_spectrum))
+            name: layer.delta(weights[name], spectra=spectra_of(weights[name], layer.needs_spectrum, self.device))
             for name, layer in adapter.layers.items()
         }
-
-    def spectra(self, weight: Tensor, kinds: Sequence[Any]) -> dict[Any, Any]:
-        from soda_core.host.spectra import store
-
-        return {kind: store().get(weight, kind, weight.device) for kind in kinds}
 
     def _layer(self, name: str) -> torch.nn.Module:
         return self.unet.get_submodule(name.removeprefix("diffusion_model."))
@@ -133,7 +130,3 @@ class Bed:
 
     def judged(self, pictures: Tensor) -> Verdict:
         return self.judge(pictures.detach().float().cpu())
-
-
-def accuracy(said: Sequence[str], right: Sequence[str]) -> float:
-    return sum(a == b for a, b in zip(said, right, strict=True)) / len(right)

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lib.bed import Bed, Prompt, accuracy
+from benchmarks.lib.bed import Bed, Prompt
 from demo.judge import Verdict
 from demo.world.tasks import STYLE_WORD, SUBJECT_WORD, Task
 from demo.world.vocabulary import BACKGROUNDS, CLASSES, STYLES
 
 Metrics = dict[str, float]
+
+
+def _text(thing: str, background: str, style: str) -> str:
+    return f"a {thing} on a {background} background" + ("" if style == "flat" else f", {style}")
 
 
 def subject_prompts(task: Task, count: int) -> list[Prompt]:
@@ -25,8 +29,7 @@ def subject_prompts(task: Task, count: int) -> list[Prompt]:
     for i in range(count):
         background, word = new[i // 2 % len(new)], f"{SUBJECT_WORD} {task.class_word}"
         style = STYLES[1 + i // 2 % (len(STYLES) - 1)] if i % 2 else "flat"
-        text = f"a {word} on a {background} background" + (f", {style}" if i % 2 else "")
-        prompts.append(Prompt(text, task.class_word, background, style))
+        prompts.append(Prompt(_text(word, background, style), task.class_word, background, style))
     return prompts
 
 
@@ -37,15 +40,14 @@ def style_prompts(task: Task, count: int) -> list[Prompt]:
     prompts = []
     for i in range(count):
         kind, background = new[i % len(new)], BACKGROUNDS[i // len(new) % len(BACKGROUNDS)]
-        text = f"a {kind} on a {background} background, in {STYLE_WORD} style"
-        prompts.append(Prompt(text, kind, background, task.name))
+        prompts.append(Prompt(_text(kind, background, f"in {STYLE_WORD} style"), kind, background, task.name))
     return prompts
 
 
 def merge_prompts(subject: Task, style: Task, count: int) -> list[Prompt]:
     kind = subject.class_word
     return [
-        Prompt(f"a {SUBJECT_WORD} {kind} on a {b} background, in {STYLE_WORD} style", kind, b, style.name)
+        Prompt(_text(f"{SUBJECT_WORD} {kind}", b, f"in {STYLE_WORD} style"), kind, b, style.name)
         for b in (BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(count))
     ]
 
@@ -57,8 +59,7 @@ def plain_prompts(count: int) -> list[Prompt]:
     for i in range(count):
         kind = kinds[i % len(kinds)]
         style, background = STYLES[random.integers(len(STYLES))], BACKGROUNDS[random.integers(len(BACKGROUNDS))]
-        text = f"a {kind} on a {background} background" + ("" if style == "flat" else f", {style}")
-        prompts.append(Prompt(text, kind, background, style))
+        prompts.append(Prompt(_text(kind, background, style), kind, background, style))
     return prompts
 
 
@@ -70,16 +71,26 @@ def judged(
     return bed.judged(pictures), pictures
 
 
+def accuracy(said: Sequence[str], right: Sequence[str]) -> float:
+    return sum(a == b for a, b in zip(said, right, strict=True)) / len(right)
+
+
+def accuracies(verdict: Verdict, prompts: Sequence[Prompt]) -> Metrics:
+    """Shares of pictures with the class, the style and the background that were asked for."""
+    return {
+        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
+        "style_accuracy": accuracy(verdict.styles(), [p.style for p in prompts]),
+        "background_accuracy": accuracy(verdict.backgrounds(), [p.background for p in prompts]),
+    }
+
+
 def subject_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdict) -> Metrics:
     """``prompt_accuracy``: share of what the prompts asked for beside the subject that is there."""
-    background = accuracy(verdict.backgrounds(), [p.background for p in prompts])
-    style = accuracy(verdict.styles(), [p.style for p in prompts])
+    shares = accuracies(verdict, prompts)
     return {
         "similarity": float(verdict.similarity(references).mean()),
-        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
-        "background_accuracy": background,
-        "style_accuracy": style,
-        "prompt_accuracy": (background + style) / 2,
+        **shares,
+        "prompt_accuracy": (shares["background_accuracy"] + shares["style_accuracy"]) / 2,
     }
 
 
@@ -118,7 +129,5 @@ def drift_metrics(
     return {
         "changed": 1 - sum(same) / len(same),
         "pixel_change": float((pictures - base_pictures).square().mean().sqrt()),
-        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
-        "style_accuracy": accuracy(verdict.styles(), [p.style for p in prompts]),
-        "background_accuracy": accuracy(verdict.backgrounds(), [p.background for p in prompts]),
+        **accuracies(verdict, prompts),
     }

@@ -12,7 +12,6 @@ from torch import Tensor
 from demo import model_files
 from demo.pretrain import unet
 from demo.pretrain.loop import finished
-from demo.pretrain.unet import SD_SCALE
 from dev import cache_root
 
 
@@ -21,8 +20,8 @@ def autoencoder_tensors(work: Path) -> dict[str, Tensor]:
     latents = unet.known_latents(work)
     middle, deviation = float(latents.mean()), float(latents.std())
     weights = dict(finished(work / "autoencoder" / "state.safetensors"))
-    weights["vae_scale"] = torch.tensor(SD_SCALE * deviation)
-    weights["vae_shift"] = torch.tensor(-middle / (SD_SCALE * deviation))
+    weights["vae_scale"] = torch.tensor(unet.SD_SCALE * deviation)
+    weights["vae_shift"] = torch.tensor(-middle / (unet.SD_SCALE * deviation))
     return weights
 
 
