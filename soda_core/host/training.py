@@ -27,9 +27,10 @@ from ..adapter import SodaAdapter
 from ..errors import SettingsError, TrainingError
 from ..targets import select
 from ..training import losses
+from ..training.columns import Columns
 from ..training.loop import Losses, Progress, train
 from ..training.settings import TrainSettings
-from ..training.trainable import TrainableAdapter, TrainableLayer, layer_factor_sizes
+from ..training.trainable import Side, TrainableAdapter, TrainableLayer, layer_factor_sizes
 from ..version import VERSION
 from . import base, folders
 from .dataset import Buckets, Example, batch_conds, prepare
@@ -489,36 +490,46 @@ class _AdaptedForward:
     ) -> None:
         self.run, self.module, self.layer, self.plain = run, module, layer, module.forward
         self.pristine = pristine
-        self.by_weight = len(layer.shape) > 2 or pristine is not None
+        self.columns = Columns(module) if Columns.fit(module) else None  # type: ignore[arg-type]
+        self.by_weight = pristine is not None or (len(layer.shape) > 2 and self.columns is None)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.run.adapter_on:
             return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
-        if self.by_weight:
-            return self._adapted_weight(x, *args, **kwargs)
-        rotation, shift = self.layer.sides(x.numel() // x.shape[-1], x.dtype)
-        if rotation == "weight":
-            return self._adapted_weight(x, *args, **kwargs)
-        x = self.layer.rotate_input(x)
+        columns = self.columns
+        tokens = x.numel() // x.shape[-1] if columns is None else columns.count(x)
+        rotation, shift = self.layer.sides(tokens, x.dtype)
+        if self.by_weight or rotation == "weight":
+            return self._with_weight(self.layer.weight, self.plain, x, *args, **kwargs)
+        if columns is None:
+            return self._on_rotated(functools.partial(self.plain, *args, **kwargs), self.layer.rotate_input(x), shift)
+        x = self.layer.rotate_input(columns.split(x))
+        return columns.join(self._on_rotated(functools.partial(columns.linear, self.plain), x, shift))
+
+    def _on_rotated(self, linear: Callable[[Tensor], Tensor], x: Tensor, shift: Side) -> Tensor:
+        """The rest of the layer for rotated activations ``(*batch, in) -> (*batch, out)``."""
         if self.layer.shift is None:
-            return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return linear(x)
         if shift == "weight":
-            return self._adapted_weight(x, *args, rotated=False, **kwargs)
+            return self._with_weight(functools.partial(self.layer.weight, rotated=False), linear, x)
         if not self.module.bias_function:
             whole = self.layer.whole_output(x)
             if whole is not None:
                 bias: Tensor | None = self.module.bias  # type: ignore[assignment]
                 return whole if bias is None else whole + bias.to(whole)
         spectral = self.layer.spectral_output(x)
-        y: Tensor = self.plain(x, *args, **kwargs)
+        y = linear(x)
         return y if spectral is None else y + spectral
 
-    def _adapted_weight(self, x: Tensor, *args: Any, rotated: bool = True, **kwargs: Any) -> Tensor:
-        adapt = functools.partial(self.layer.weight, pristine=self.pristine, rotated=rotated)
+    def _with_weight(
+        self, weight: Callable[..., Tensor], forward: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """``forward`` with the adapted weight in place of the module's."""
         functions = self.module.weight_function
+        adapt = functools.partial(weight, pristine=self.pristine)
         self.module.weight_function = [*list(functions), adapt]  # type: ignore[arg-type, assignment]
         try:
-            return self.plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return forward(*args, **kwargs)
         finally:
             self.module.weight_function = functions
 

@@ -28,6 +28,8 @@ Side = Literal["weight", "activations"]
 #: What one pass over an entry costs, in multiplications: measured on a CPU (``python dev.py bench speed``), and of
 #: the same order on GPUs, where both are faster.
 PASS = 60
+#: Passes over a convolution's activations to make columns of them, and back.
+COLUMNS = 6
 
 
 class TrainableLayer:
@@ -85,13 +87,16 @@ class TrainableLayer:
         """Where rotation and shift cost least for ``tokens`` rows of activations, forward and backward together.
 
         In multiplications per token, output and input: the frozen layer takes 2, the gradient of a weight 1. A rotation
-        takes three products with each group, and passes over what it rotates: rows of the weight, or tokens.
+        takes three products with each group, and passes over what it rotates: rows of the weight, or tokens. A
+        convolution's tokens are its output positions; making columns of them takes more passes.
         """
         out, width = self.shape[0], math.prod(self.shape[1:])
         rank = min(out, width)
         weight_gradient = 1.0
         rotation = (3 * sum(R.shape[-1] for R in self.groups) + 6 * PASS) / out if self.groups else 0.0
         on_weight = rotation * out / tokens
+        if len(self.shape) > 2:
+            rotation += COLUMNS * PASS / out
         if self.shift is None:
             return ("activations" if rotation < on_weight + weight_gradient else "weight"), "weight"
         if self.decomposition == "svd":

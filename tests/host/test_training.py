@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -331,3 +332,37 @@ def test_settings_are_saved_whole(host, model) -> None:
     saved.pop("dtype")
     assert config.TrainSettings(**saved) == dataclasses.replace(config.TrainSettings(**saved))
     assert saved["rotation_lr"] == 1e-3
+
+
+@pytest.mark.parametrize("train", ["rotation only", "rotation + shift"])
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_gives_the_same_on_every_side(host, decomposition, train, kernel) -> None:
+    import comfy.ops
+
+    training, trainables = host.core("host.training"), host.core("training.trainable")
+    module = comfy.ops.manual_cast.Conv2d(12, 10, kernel, padding=kernel // 2)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    module.requires_grad_(False)
+    settings = host.core("training.settings").TrainSettings(decomposition=decomposition, train=train)
+    spectra = {"x": host.core("spectral").decompose(module.weight, decomposition)} if settings.shifts else {}
+    trainable = trainables.TrainableAdapter({"x": tuple(module.weight.shape)}, settings, spectra)
+    with torch.no_grad():
+        for k, stack in trainable.rotations.items():
+            stack.copy_(torch.linalg.qr(torch.randn(len(stack), int(k), int(k)))[0])
+        if trainable.shifts is not None:
+            trainable.shifts.uniform_(-1, 1)
+    layer = trainable.layers["x"]
+    forward = training._AdaptedForward(SimpleNamespace(adapter_on=True), module, layer)
+    x, g = torch.randn(2, 12, 7, 5, requires_grad=True), torch.randn(2, 10, 7, 5)
+    results = []
+    for sides in (("weight", "weight"), ("activations", "weight"), ("activations", "activations")):
+        layer.sides = lambda *_, sides=sides: sides
+        trainable.begin_step()
+        y = forward(x)
+        results.append([y, *torch.autograd.grad(y, [x, *trainable.parameters()], g)])
+    assert (results[0][0] - module(x)).abs().max() > 0.1
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
