@@ -30,10 +30,8 @@ from torch import Tensor
 
 from demo.files import replacing
 
-#: The checkpoint the demo's workflows name. To run the demo on another base model, see demo/README.md.
+#: The checkpoint the shipped workflows name.
 BASE_NAME = "soda-demo-base.safetensors"
-#: What the demo's own base is made of.
-BASE_PRESET = "sd15-1"
 
 Clip = Literal["full", "sparse", "none"]
 Vae = Literal["hand", "random"]
@@ -500,14 +498,6 @@ def write(
                 else:
                     file.write(chunk)
         file.truncate(8 + len(encoded) + end)
-    return path
-
-
-def demo_base(folder: Path) -> Path:
-    """The demo's own base checkpoint in ``folder``, made if it is not there."""
-    path = folder / BASE_NAME
-    if not path.exists():
-        write(path, build(BASE_PRESET))
     return path
 
 

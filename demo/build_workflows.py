@@ -189,6 +189,12 @@ def _default(socket: str, options: dict[str, Any]) -> Any:
     return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}[socket]
 
 
+def widget_defaults(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a node's widgets hold when it is dropped into a graph."""
+    specs = _input_specs(schema).items()
+    return {name: _default(socket, options) for name, (socket, options) in specs if socket in WIDGET_TYPES}
+
+
 # ------------------------------------------------------------------------------------------------- parts of graphs
 
 
@@ -235,7 +241,7 @@ def train(
         images=resize[0], vae=checkpoint["VAE"], clip=checkpoint["CLIP"], texts=pictures["texts"],
     )  # fmt: skip
     shorten = g.add(
-        "StringReplace", (0, 734), (340, 190), f"Captions without '{placeholder.strip()}'",
+        "StringReplace", (0, 734), (340, 190), f"Captions without '{placeholder.strip(', ')}'",
         string=pictures["texts"], find=placeholder, replace="",
     )  # fmt: skip
     base_captions = _encode(g, (0, 974), checkpoint["CLIP"], shorten[0], "Base captions")
@@ -261,8 +267,8 @@ def train(
     g.group("What it learned", GROUP_GREY, curve, inspect)
     g.group("Sample with the new adapter", GROUP_BLUE, positive, negative, latent, sampler, decode)
     g.group("Result", GROUP_GREEN, save)
-    subject_tip = f"a *placeholder* word that means nothing yet: `a {placeholder}fox on green hills`"
-    style_tip = f"what it shows and *then* the style: `a house in {trigger}`"
+    subject_tip = f"a *placeholder* word that means nothing yet: `a {placeholder}cat on green hills`"
+    style_tip = f"what it shows and *then* the style: `a house on a hill, {trigger}`"
     g.note(
         (-420, 0), (370, 430),
         f"""## Train a {what} adapter
@@ -315,7 +321,7 @@ def merge_subject_and_style(object_info: dict[str, Any]) -> dict[str, Any]:
     apply = g.add(
         "SODAApplyAdapter", (1040, 0), (320, 230), colour=PURPLE, model=checkpoint["MODEL"], adapter=merge["adapter"]
     )
-    positive = _encode(g, (1040, 290), checkpoint["CLIP"], "a sks fox in zqx style", "Prompt")
+    positive = _encode(g, (1040, 290), checkpoint["CLIP"], "a sks flower on a red background, in zqx style", "Prompt")
     negative = _encode(g, (1040, 450), checkpoint["CLIP"], NEGATIVE, "Negative prompt")
     latent = g.add("EmptyLatentImage", (1040, 610), (340, 110), width=SIZE, height=SIZE, batch_size=1)
     sampler = _sampler(g, (1410, 0), apply["MODEL"], positive, negative, latent)
@@ -357,7 +363,7 @@ def load_and_sample(object_info: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     prompt = g.add(
         "StringReplace", (420, 0), (340, 190), "Prompt with trigger phrase",
-        string="a {trigger} on green hills", find="{trigger}", replace=loader["trigger_phrase"],
+        string="a {trigger} on a sunset background", find="{trigger}", replace=loader["trigger_phrase"],
     )  # fmt: skip
     adapted_prompt = _encode(g, (420, 250), loader["CLIP"], prompt[0], "Prompt, adapted")
     base_prompt = _encode(g, (420, 410), checkpoint["CLIP"], prompt[0], "Prompt, base")
@@ -404,10 +410,22 @@ def build_all(object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """File name without ending -> workflow."""
     return {
         "train_subject": train(
-            object_info, "train_subject", SUBJECT_FOLDER, "sks ", "sks fox", "a sks fox on a sandy beach", "subject"
+            object_info,
+            "train_subject",
+            SUBJECT_FOLDER,
+            "sks ",
+            "sks flower",
+            "a sks flower on a striped background",
+            "subject",
         ),
         "train_style": train(
-            object_info, "train_style", STYLE_FOLDER, " in zqx style", "zqx style", "a castle in zqx style", "style"
+            object_info,
+            "train_style",
+            STYLE_FOLDER,
+            ", in zqx style",
+            "in zqx style",
+            "a house on a green background, in zqx style",
+            "style",
         ),
         "merge_subject_and_style": merge_subject_and_style(object_info),
         "load_and_sample": load_and_sample(object_info),

@@ -13,15 +13,19 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-Samples = dict[int, dict[str, Image.Image]]  #: seed -> column -> picture
+Samples = dict[str, dict[str, Image.Image]]  #: prompt -> column -> picture, all from the same noise
 
 TITLES = {
     "base": ("base", "no adapter"),
-    "subject": ("subject", "the fox"),
-    "style": ("style", "blueprint"),
-    "merged": ("merged", "both, no training"),
+    "subject": ("subject", "SODA, 5 pictures"),
+    "style": ("style", "SODA, 5 pictures"),
+    "merged": ("merged", "SODA, no training"),
+    "loras": ("two LoRAs", "plain sum"),
 }
-SHOWN_SETTINGS = ("steps", "batch_size", "rotation_lr", "shift_lr", "decomposition", "train", "layers", "loss", "seed")
+SHOWN_SETTINGS = (
+    "steps", "batch_size", "rotation_lr", "shift_lr", "decomposition", "train", "factor_preset", "layers", "loss",
+    "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,30 +45,84 @@ class Training:
 
 # ---------------------------------------------------------------------------------------------------------- sheet
 
-_CELL, _GAP, _LEFT, _TOP = 256, 12, 100, 110
+_CELL, _GAP, _SMALL, _TEXT = 192, 10, 92, 34
+_GROUND, _BRIGHT, _DIM, _ACCENT = (24, 25, 28), (236, 238, 242), (150, 154, 164), (255, 176, 0)
 
 
-def write_sheet(path: Path, samples: Samples, prompt: str) -> None:
-    """Columns base, subject, style, merged; a row for each seed."""
+def write_sheet(path: Path, trainings: Sequence[Training], samples: Samples) -> None:
+    """What was learnt from, on top; then a row for each prompt, a column for each model."""
     columns = list(TITLES)
-    width = _LEFT + len(columns) * (_CELL + _GAP) + _GAP
-    height = _TOP + len(samples) * (_CELL + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, height), (24, 25, 28))
+    width = _GAP + len(columns) * (_CELL + _GAP)
+    top = 2 * _GAP + _TEXT + _SMALL
+    height = top + 70 + len(samples) * (_TEXT + _CELL + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, height), _GROUND)
     draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(size=24), ImageFont.load_default(size=15)
-    bright, dim = (236, 238, 242), (150, 154, 164)
-    draw.text((_LEFT, 14), f'"{prompt}"', bright, small)
+    large, small = ImageFont.load_default(size=22), ImageFont.load_default(size=15)
+    for training, left in zip(trainings, (_GAP, width // 2 + _GAP // 2), strict=True):
+        words = training.pictures[0][1]
+        draw.text((left, _GAP + 6), f'{training.what}: "{words}", ...', _DIM, small)
+        for k, (picture, _) in enumerate(training.pictures):
+            sheet.paste(_enlarged(picture, _SMALL), (left + k * (_SMALL + 6), _GAP + _TEXT))
     for i, column in enumerate(columns):
-        middle = _LEFT + i * (_CELL + _GAP) + _CELL // 2
+        left = _GAP + i * (_CELL + _GAP)
         title, subtitle = TITLES[column]
-        draw.text((middle, 62), title, bright, large, anchor="mm")
-        draw.text((middle, 88), subtitle, dim, small, anchor="mm")
+        draw.text((left + _CELL // 2, top + 22), title, _ACCENT if column == "merged" else _BRIGHT, large, anchor="mm")
+        draw.text((left + _CELL // 2, top + 46), subtitle, _DIM, small, anchor="mm")
         for j, row in enumerate(samples.values()):
-            enlarged = row[column].resize((_CELL, _CELL), Image.Resampling.BICUBIC)
-            sheet.paste(enlarged, (middle - _CELL // 2, _TOP + j * (_CELL + _GAP)))
-    for j, seed in enumerate(samples):
-        draw.text((_LEFT // 2, _TOP + j * (_CELL + _GAP) + _CELL // 2), f"seed {seed}", dim, small, anchor="mm")
+            sheet.paste(_enlarged(row[column], _CELL), (left, top + 70 + _TEXT + j * (_TEXT + _CELL + _GAP)))
+    for j, prompt in enumerate(samples):
+        draw.text((_GAP, top + 70 + 8 + j * (_TEXT + _CELL + _GAP)), f'"{prompt}"', _BRIGHT, small)
     sheet.save(path, optimize=True)
+
+
+def _enlarged(picture: Image.Image, side: int) -> Image.Image:
+    return picture.resize((side, side), Image.Resampling.BICUBIC)
+
+
+# ----------------------------------------------------------------------------------------------------- thumbnails
+
+_THUMB = (600, 400)
+
+
+def write_thumbnails(folder: Path, trainings: Sequence[Training], samples: Samples) -> None:
+    """What each shipped workflow does, as a picture for the template browser."""
+    rows = list(samples.values())
+    first, last = rows[0], rows[-1]
+    for training, sample in zip(trainings, (first["subject"], last["style"]), strict=True):
+        card, draw = _card()
+        for k, (picture, _) in enumerate(training.pictures[:4]):
+            card.paste(_enlarged(picture, 116), (22 + k % 2 * 126, 79 + k // 2 * 126))
+        _sign(draw, (306, 200), "→")
+        card.paste(_enlarged(sample, 242), (336, 79))
+        _save(card, folder / f"train_{training.what}.jpg")
+    card, draw = _card()
+    for i, (column, sign) in enumerate((("subject", "+"), ("style", "="), ("merged", ""))):
+        card.paste(_enlarged(first[column], 160), (24 + i * 196, 120))
+        _sign(draw, (24 + i * 196 + 178, 200), sign)
+    _save(card, folder / "merge_subject_and_style.jpg")
+    card, draw = _card()
+    for i, column in enumerate(("base", "subject")):
+        card.paste(_enlarged(first[column], 256), (24 + i * 296, 72))
+    _sign(draw, (300, 200), "→")
+    _save(card, folder / "load_and_sample.jpg")
+
+
+def _card() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    card = Image.new("RGB", _THUMB, _GROUND)
+    return card, ImageDraw.Draw(card)
+
+
+def _sign(draw: ImageDraw.ImageDraw, at: tuple[int, int], sign: str) -> None:
+    if sign == "→":  # the default font has none
+        x, y = at
+        draw.line((x - 14, y, x + 10, y), _ACCENT, 4)
+        draw.polygon(((x + 6, y - 9), (x + 18, y), (x + 6, y + 9)), _ACCENT)
+    else:
+        draw.text(at, sign, _ACCENT, ImageFont.load_default(size=34), anchor="mm")
+
+
+def _save(card: Image.Image, path: Path) -> None:
+    card.save(path, quality=90)
 
 
 # ----------------------------------------------------------------------------------------------------------- page
@@ -74,20 +132,19 @@ def write_page(
     path: Path,
     trainings: Sequence[Training],
     samples: Samples,
-    prompt: str,
     report: str,
     timings: Sequence[tuple[str, float]],
     machine: dict[str, str],
-    base: str,
 ) -> None:
     seconds = timings[-1][1]
     content = "\n".join((
         f"""<header><h1>SODA in ComfyUI</h1>
         <p>A subject and a style, each learned from five pictures, then merged without any training:
         everything on this page was made in {seconds / 60:.1f} minutes by the workflows that come with the pack.</p>
-        <p class="honest">The base model here ({_text(base)}) is tiny and its weights are random, so what it paints is
-        abstract: look at how the adapters change it, not at what it shows.</p></header>""",
-        f"<section><h2>Same prompt, same seeds</h2><p>“{_text(prompt)}”</p>{_grid(samples)}</section>",
+        <p class="note">The base model is a small Stable Diffusion of the 1.5 family that knows a world of
+        emoji. It has never seen the subject or the style. The last column adds up two LoRAs, trained
+        on the same pictures and layers for as many steps.</p></header>""",
+        f"<section><h2>Same prompt, same noise</h2>{_grid(samples)}</section>",
         *(_training(training) for training in trainings),
         f"""<section><h2>Merge</h2><p>How much subject and style get in each other's way, as the merge node
         reports it.</p><details open><summary>Report</summary><pre>{_text(report)}</pre></details></section>""",
@@ -100,10 +157,10 @@ def write_page(
 def _grid(samples: Samples) -> str:
     heads = "".join(f"<div class='head'><b>{t}</b><small>{s}</small></div>" for t, s in TITLES.values())
     rows = "".join(
-        f"<div class='seed'>seed {seed}</div>" + "".join(_picture(row[c], f"{c}, seed {seed}") for c in TITLES)
-        for seed, row in samples.items()
+        f"<div class='prompt'>“{_text(prompt)}”</div>" + "".join(_picture(row[c], f"{c}: {prompt}") for c in TITLES)
+        for prompt, row in samples.items()
     )
-    return f"<div class='grid'><div></div>{heads}{rows}</div>"
+    return f"<div class='grid'>{heads}{rows}</div>"
 
 
 def _training(training: Training) -> str:
@@ -156,15 +213,15 @@ _PAGE = """<!doctype html>
 body { margin: 0 auto; max-width: 1180px; padding: 32px 24px 64px; background: var(--ground); color: var(--text);
   font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 h1 { font-size: 34px; margin: 0 0 8px; } h2 { font-size: 20px; margin: 0 0 12px; }
-header p { max-width: 62em; margin: 6px 0; } .honest { color: var(--dim); border-left: 3px solid var(--accent);
+header p { max-width: 62em; margin: 6px 0; } .note { color: var(--dim); border-left: 3px solid var(--accent);
   padding-left: 12px; }
 section { background: var(--panel); border: 1px solid var(--line); border-radius: 12px; padding: 22px;
   margin-top: 24px; }
 img { display: block; width: 100%; border-radius: 6px; } figure { margin: 0; }
 figcaption, small, .facts { color: var(--dim); font-size: 13px; } figcaption { margin-top: 6px; }
-.grid { display: grid; grid-template-columns: 64px repeat(4, 1fr); gap: 10px; align-items: center; }
+.grid { display: grid; grid-template-columns: repeat(5, 1fr); gap: 10px; align-items: center; }
+.grid img { image-rendering: auto; } .prompt { grid-column: 1 / -1; margin-top: 8px; }
 .head { text-align: center; } .head b { font-size: 17px; } .head small { display: block; }
-.seed { color: var(--dim); font-size: 13px; text-align: center; }
 .pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 12px; margin-bottom: 18px; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 22px; align-items: start; }
 .charts { grid-template-columns: 2fr 3fr; } .facts { margin: 14px 0 0; }
@@ -174,7 +231,7 @@ pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monosp
 summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 720px) { .two, .charts { grid-template-columns: 1fr; }
   .pictures { grid-template-columns: repeat(2, 1fr); }
-  .grid { grid-template-columns: repeat(2, 1fr); } .grid > .seed, .grid > div:first-child { grid-column: 1 / -1; } }
+  .grid { grid-template-columns: repeat(2, 1fr); } }
 </style></head><body>
 CONTENT
 </body></html>

@@ -26,22 +26,35 @@ from PIL import Image
 PACK = Path(__file__).resolve().parent.parent
 sys.path.append(str(PACK))
 
-from demo.base_model import BASE_NAME, BASE_PRESET, demo_base  # noqa: E402
-from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
+from benchmarks.lib.bed import Bed  # noqa: E402
+from demo.base_model import BASE_NAME  # noqa: E402
+from demo.build_workflows import NEGATIVE, STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
 from demo.machine import core_count, processor  # noqa: E402
-from demo.page import Training, write_page, write_sheet  # noqa: E402
+from demo.page import TITLES, Samples, Training, write_page, write_sheet, write_thumbnails  # noqa: E402
+from demo.rival import train_lora  # noqa: E402
 from demo.server import Server  # noqa: E402
+from demo.world.render import SIDE  # noqa: E402
+from demo.world.tasks import STYLE, SUBJECT, Task  # noqa: E402
+from demo.world_model import checkpoint  # noqa: E402
 from dev import cache_root  # noqa: E402
 
-SIZE = 128  # pixels a side, for training and sampling
-SEEDS = (7, 21, 42)
-COLUMNS = ("base", "subject", "style", "merged")
-SAMPLE_PROMPT = "a sks fox in zqx style"
-# A model with random weights needs much larger steps than a real one, and has nothing that dco could keep.
-TRAIN = {"rotation_lr": 3e-3, "shift_lr": 5e-3, "loss": "mse"}
-# From less than full noise: what a base like this leaves of it would drown every difference.
-SAMPLE = {"steps": 12, "cfg": 2.0, "denoise": 0.6}
-PICTURES = Path(__file__).parent / "pictures"
+PICTURE_SIDE = 288  #: of the training pictures, in pixels; the workflows scale them to what the model is for
+#: what is asked for, and the seed of the noise
+PROMPTS = {
+    "a sks flower on a red background, in zqx style": 5,
+    "a sks flower on a striped background": 21,
+    "a sks flower on a sunset background, pixel art": 42,
+    "a house on a red background, in zqx style": 11,
+}
+#: for a model a thirtieth of the usual size and a fifth of the usual steps; see "How it is set" in demo/README.md
+TRAIN = {"layers": "all linear + conv", "factor_preset": "large", "loss": "mse"}
+SCHEDULES = {"subject": "cosine", "style": "constant"}
+RATES = {"subject": 3e-3, "style": 4e-3}
+LORA_RATES = {"subject": 1e-3, "style": 2e-3}
+MERGE = {"subject_strength": 1.0, "style_strength": 0.8}
+#: as a host started by hand: threads wait awake for a moment, where tests on shared machines let them sleep
+THREADS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
+SAMPLE = {"steps": 25, "cfg": 3.0}
 
 
 @dataclass
@@ -73,7 +86,9 @@ class Demo:
         return entry
 
     def train(self, what: str, folder: str) -> Training:
+        """With the shipped workflow, as a user would."""
         prompt = self.prompt(f"train_{what}")
+        set_inputs(prompt, "SODATrain", rotation_lr=RATES[what], shift_lr=RATES[what], schedule=SCHEDULES[what])
         before = set(self.server.adapters.iterdir())
         with self.timed(f"train the {what}"):
             entry = self.run(prompt)
@@ -83,7 +98,7 @@ class Demo:
         }
         return Training(
             what=what,
-            pictures=training_pictures(PICTURES / what),
+            pictures=training_pictures(self.server.base / "input" / folder),
             curve=picture["SODATrain"],
             portrait=picture["SODAInspectAdapter"],
             file=file.name,
@@ -107,30 +122,66 @@ class Demo:
         (file,) = set(self.server.adapters.iterdir()) - before
         return file.name, entry["outputs"][node(prompt, "PreviewAny")]["text"][0]
 
-    def samples(self, adapters: dict[str, str], seeds: tuple[int, ...]) -> dict[int, dict[str, Image.Image]]:
-        """Seed -> column -> picture. One prompt text for all, so that only the adapter differs."""
-        pictures: dict[int, dict[str, Image.Image]] = {}
-        with self.timed(f"sample {len(seeds) * len(COLUMNS)} pictures"):
-            for seed in seeds:
-                row = pictures.setdefault(seed, {})
+    def train_lora(self, bed: Bed, task: Task) -> str:
+        """The same pictures, layers, batch, steps and loss with LoRA; name of the file."""
+        file = self.server.base / f"lora_{task.kind}.safetensors"
+        with self.timed(f"train a LoRA of the {task.kind}, for comparison"):
+            settings = {**TRAIN, "steps": self.steps, "schedule": SCHEDULES[task.kind], "seed": 0}
+            train_lora(bed, task, file, LORA_RATES[task.kind], **settings)
+        self.server.add_model("loras", file)
+        return file.name
+
+    def samples(self, prompts: dict[str, int], adapters: dict[str, str], loras: dict[str, float]) -> Samples:
+        """One text and one noise for all columns, so that only the weights differ."""
+        pictures: Samples = {}
+        with self.timed(f"sample {len(prompts) * len(TITLES)} pictures"):
+            for text, seed in prompts.items():
+                row = pictures.setdefault(text, {})
                 for column, file in adapters.items():
-                    prompt = self.prompt("load_and_sample")
+                    prompt = self.sample_prompt(text, seed)
                     set_inputs(prompt, "SODALoadAdapter", adapter_name=file)
-                    # not the adapter's own trigger phrase: one text for all, which also lets the host reuse the base
-                    set_inputs(prompt, "StringReplace", string=SAMPLE_PROMPT, replace="")
-                    set_inputs(prompt, "KSampler", seed=seed)
                     both = self.server.images(self.run(prompt))[-1]
-                    row.setdefault("base", both.crop((0, 0, SIZE, SIZE)))
-                    row[column] = both.crop((SIZE, 0, 2 * SIZE, SIZE))
+                    row.setdefault("base", both.crop((0, 0, SIDE, SIDE)))
+                    row[column] = both.crop((SIDE, 0, 2 * SIDE, SIDE))
+                prompt = with_loras(self.sample_prompt(text, seed), loras)
+                row["loras"] = self.server.images(self.run(prompt))[-1].crop((SIDE, 0, 2 * SIDE, SIDE))
         return pictures
+
+    def sample_prompt(self, text: str, seed: int) -> dict[str, Any]:
+        prompt = self.prompt("load_and_sample")
+        # not the adapter's own trigger phrase: one text for all, which also lets the host reuse the base's picture
+        set_inputs(prompt, "StringReplace", string=text, replace="")
+        set_inputs(prompt, "KSampler", seed=seed)
+        return prompt
+
+
+def with_loras(prompt: dict[str, Any], strengths: dict[str, float]) -> dict[str, Any]:
+    """A sampling workflow with a chain of the host's LoRA loaders in place of ours; strengths by file."""
+    loader = node(prompt, "SODALoadAdapter")
+    model, clip = (prompt[loader]["inputs"][name] for name in ("model", "clip"))
+    del prompt[loader]
+    for i, (name, strength) in enumerate(strengths.items()):
+        inputs = {"model": model, "lora_name": name, "strength_model": strength}
+        prompt[f"lora{i}"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
+        model = [f"lora{i}", 0]
+    instead = {0: model, 1: clip}
+    for entry in prompt.values():
+        for key, value in entry["inputs"].items():
+            if isinstance(value, list) and value[0] == loader:
+                entry["inputs"][key] = instead[value[1]]
+    return prompt
 
 
 def for_demo(prompt: dict[str, Any], steps: int, sample_steps: int) -> dict[str, Any]:
     """Lower a workflow's settings from those for real models to those for the demo's small one."""
-    set_inputs(prompt, "ImageScale", width=SIZE, height=SIZE)
-    set_inputs(prompt, "EmptyLatentImage", width=SIZE, height=SIZE)
+    set_inputs(prompt, "ImageScale", width=SIDE, height=SIDE)
+    set_inputs(prompt, "EmptyLatentImage", width=SIDE, height=SIDE)
     set_inputs(prompt, "SODATrain", steps=steps, **TRAIN)
+    set_inputs(prompt, "SODAMerge", **MERGE)
     set_inputs(prompt, "KSampler", **{**SAMPLE, "steps": sample_steps})
+    for entry in prompt.values():
+        if entry["inputs"].get("text") == NEGATIVE:  # words that the small model never learnt
+            entry["inputs"]["text"] = ""
     return prompt
 
 
@@ -148,7 +199,7 @@ def node(prompt: dict[str, Any], kind: str) -> str:
 
 
 def training_pictures(folder: Path) -> list[tuple[Image.Image, str]]:
-    files = sorted(folder.glob("*.jpg"))
+    files = sorted(folder.glob("*.png"))
     return [(Image.open(file).convert("RGB"), file.with_suffix(".txt").read_text("utf-8").strip()) for file in files]
 
 
@@ -189,40 +240,39 @@ def machine(server: Server) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a subject and a style, merge them, show what came out.")
-    parser.add_argument("--steps", type=int, default=100, help="training steps for each adapter")
-    parser.add_argument("--quick", action="store_true", help="only show that it works: 8 steps, one seed")
+    parser.add_argument("--steps", type=int, default=220, help="training steps for each adapter")
+    parser.add_argument("--quick", action="store_true", help="only show that it works: 8 steps, one prompt")
     parser.add_argument("--out", type=Path, default=PACK / "demo-output")
+    parser.add_argument("--publish", action="store_true", help="renew docs/sheet.jpg and the workflows' thumbnails")
     args = parser.parse_args()
-    steps, sample_steps, seeds = (8, 4, SEEDS[:1]) if args.quick else (args.steps, SAMPLE["steps"], SEEDS)
+    steps, sample_steps, prompts = args.steps, int(SAMPLE["steps"]), PROMPTS
+    if args.quick:
+        steps, sample_steps, prompts = 8, 4, dict([*PROMPTS.items()][:1])
 
     started = time.monotonic()
-    say(f"base model: {BASE_PRESET}, made from a seed")
-    base = demo_base(cache_root())
+    say("base model: from the weights in demo/model")
+    base = checkpoint(cache_root())
     say("starting ComfyUI")
-    with Server() as server:
-        demo = Demo(server, steps, int(sample_steps))
-        demo.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
+    with Server(env=THREADS) as server:
+        demo = Demo(server, steps, sample_steps)
         server.add_checkpoint(base, BASE_NAME)
-        server.add_input(PICTURES / "subject", SUBJECT_FOLDER)
-        server.add_input(PICTURES / "style", STYLE_FOLDER)
+        for task, folder in ((SUBJECT, SUBJECT_FOLDER), (STYLE, STYLE_FOLDER)):
+            task.write(server.base / "input" / folder, PICTURE_SIDE)
+        demo.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
         trainings = [demo.train("subject", SUBJECT_FOLDER), demo.train("style", STYLE_FOLDER)]
         merged, report = demo.merge(trainings)
+        bed = Bed(base)
+        loras = {demo.train_lora(bed, task): MERGE[f"{task.kind}_strength"] for task in (SUBJECT, STYLE)}
         adapters = {"subject": trainings[0].file, "style": trainings[1].file, "merged": merged}
-        pictures = demo.samples(adapters, seeds)
+        pictures = demo.samples(prompts, adapters, loras)
         demo.timings.append(("all", time.monotonic() - started))
 
         args.out.mkdir(parents=True, exist_ok=True)
-        write_sheet(args.out / "sheet.png", pictures, SAMPLE_PROMPT)
-        write_page(
-            args.out / "index.html",
-            trainings,
-            pictures,
-            SAMPLE_PROMPT,
-            report,
-            demo.timings,
-            machine(server),
-            BASE_PRESET,
-        )
+        write_sheet(args.out / "sheet.png", trainings, pictures)
+        write_page(args.out / "index.html", trainings, pictures, report, demo.timings, machine(server))
+        if args.publish:
+            Image.open(args.out / "sheet.png").save(PACK / "docs" / "sheet.jpg", quality=90)
+            write_thumbnails(PACK / "workflows", trainings, pictures)
     say(f"done after {demo.timings[-1][1]:.0f} s: {args.out / 'index.html'}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,10 @@ class Bed:
             base_positive=[[[cond[None], {}] for cond in self.captions(plain)]],
         )
 
-    def references(self, task: Task, count: int = 32) -> Verdict:
-        """The judge on fresh real pictures of a subject, through the autoencoder as samples are."""
-        latents = self.vae.encode(images(task.scenes(count, seed=1)))
+    def references(self, task: Task, style: str = "flat", count: int = 32) -> Verdict:
+        """The judge on fresh real pictures of a subject in a style, through the autoencoder as samples are."""
+        scenes = [replace(scene, style=style) for scene in task.scenes(count, seed=1)]
+        latents = self.vae.encode(images(scenes))
         return self.judged(self.vae.decode(latents).movedim(-1, 1))
 
     def deltas_of(self, adapter: Any) -> dict[str, Tensor]:

@@ -101,15 +101,24 @@ def style_metrics(verdict: Verdict, prompts: Sequence[Prompt]) -> Metrics:
     }
 
 
-def merge_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdict) -> Metrics:
-    """``both``: mean over pictures of similarity where the style is right, else nothing."""
-    similarity = verdict.similarity(references).clamp(min=0)
+def merge_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdict, styled: Verdict) -> Metrics:
+    """How like the subject a picture is, as it is and in the style.
+
+    Args:
+        references: real pictures of the subject.
+        styled: real pictures of the subject in the style: what a perfect merge would paint.
+    Returns:
+        ``similarity`` to the first, ``styled_similarity`` to the second, and ``both``: mean over pictures of the second
+        where the judge sees the style, else nothing.
+    """
+    styled_similarity = verdict.similarity(styled).clamp(min=0)
     right = torch.tensor([a == p.style for a, p in zip(verdict.styles(), prompts, strict=True)]).float()
     return {
-        "similarity": float(similarity.mean()),
+        "similarity": float(verdict.similarity(references).mean()),
+        "styled_similarity": float(styled_similarity.mean()),
         "style_accuracy": float(right.mean()),
         "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
-        "both": float((similarity * right).mean()),
+        "both": float((styled_similarity * right).mean()),
     }
 
 

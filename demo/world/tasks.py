@@ -64,4 +64,4 @@ class Task:
 
 
 #: what the demo shows, and what settings are tuned on
-SUBJECT, STYLE = Task("subject", "tropical fish"), Task("style", "blueprint")
+SUBJECT, STYLE = Task("subject", "sunflower"), Task("style", "blueprint")

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 from demo.base_model import BASE_NAME, build, write  # noqa: E402
 from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
 from demo.server import Server  # noqa: E402
+from demo.world.tasks import STYLE, SUBJECT  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +29,8 @@ def server(tmp_path_factory):
     with Server(["--extra-model-paths-config", str(folder / "extra.yaml")], base=folder / "base", cpu=True) as server:
         server.add_checkpoint(write(folder / BASE_NAME, build("sd15-min", clip="sparse", seed=0)), BASE_NAME)
         server.add_checkpoint(write(folder / "sd3.safetensors", build("sd3-d2", clip="none")), "sd3.safetensors")
-        server.add_input(ROOT / "demo" / "pictures" / "subject", SUBJECT_FOLDER)
-        server.add_input(ROOT / "demo" / "pictures" / "style", STYLE_FOLDER)
+        for task, name in ((SUBJECT, SUBJECT_FOLDER), (STYLE, STYLE_FOLDER)):
+            task.write(server.base / "input" / name, side=96)
         server.soda = extra / "adapters"
         yield server
         assert "Traceback" not in server.log.split("got prompt", 1)[0], "the server must come up clean"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo.build_workflows import build_all
 from demo.run import for_demo, node, set_inputs
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
@@ -37,6 +38,12 @@ def test_no_node_is_missing_and_every_widget_fits(server, name) -> None:
     for key, entry in server.convert(workflow).items():
         required = info[entry["class_type"]]["input"].get("required", {})
         assert set(required) <= set(entry["inputs"]), f"{name}: node {key} ({entry['class_type']})"
+
+
+def test_they_are_what_the_builder_writes(server) -> None:
+    for name, workflow in build_all(server.object_info()).items():
+        shipped = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
+        assert shipped == json.loads(json.dumps(workflow)), f"{name}: run demo/build_workflows.py"
 
 
 def test_all_workflows_run_in_the_order_a_user_takes_them(server) -> None:
