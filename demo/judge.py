@@ -74,6 +74,11 @@ class Verdict:
     def styles(self) -> list[str]:
         return [STYLES[i] for i in self.style.argmax(1).tolist()]
 
+    def style_probability(self, wanted: Sequence[str]) -> Tensor:
+        """What each picture's style is given that it should have, (n,)."""
+        indices = torch.tensor([STYLES.index(style) for style in wanted])
+        return self.style.softmax(1).gather(1, indices[:, None]).squeeze(1)
+
     def backgrounds(self) -> list[str]:
         return [BACKGROUNDS[i] for i in self.background.argmax(1).tolist()]
 

@@ -40,7 +40,6 @@ class Training:
     kilobytes: float
     settings: dict[str, Any]
     seconds: float
-    loss: tuple[float, float]  #: at the first step, and the mean of the last twenty
 
 
 # ---------------------------------------------------------------------------------------------------------- sheet
@@ -171,7 +170,6 @@ def _training(training: Training) -> str:
     settings = ", ".join(f"{name} {training.settings[name]}" for name in SHOWN_SETTINGS if name in training.settings)
     facts = " · ".join(
         [
-            f"loss {training.loss[0]:.2f} → {training.loss[1]:.2f}",
             _text(training.file),
             f"{training.kilobytes:.0f} kB",
             _duration(training.seconds),
@@ -180,7 +178,7 @@ def _training(training: Training) -> str:
     )
     return f"""<section><h2>Train the {training.what}</h2><div class="pictures">{pictures}</div>
     <div class="two charts"><figure>{_picture(training.curve, "loss curve")}<figcaption>Loss over steps</figcaption>
-    </figure><figure>{_picture(training.portrait, "spectral shift and rotation per layer")}
+    </figure><figure><div class="tall">{_picture(training.portrait, "spectral shift and rotation per layer")}</div>
     <figcaption>What it learned: spectral shift and rotation of every layer</figcaption></figure></div>
     <p class="facts">{facts}</p></section>"""
 
@@ -224,7 +222,7 @@ figcaption, small, .facts { color: var(--dim); font-size: 13px; } figcaption { m
 .head { text-align: center; } .head b { font-size: 17px; } .head small { display: block; }
 .pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 12px; margin-bottom: 18px; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 22px; align-items: start; }
-.charts { grid-template-columns: 2fr 3fr; } .facts { margin: 14px 0 0; }
+.charts { grid-template-columns: 2fr 3fr; } .tall { max-height: 520px; overflow-y: auto; } .facts { margin: 14px 0 0; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: normal; color: var(--dim); }
 th, td { padding: 5px 8px 5px 0; border-bottom: 1px solid var(--line); } td { text-align: right; }
 pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; margin: 10px 0 0; }

@@ -105,7 +105,6 @@ class Demo:
             kilobytes=file.stat().st_size / 1e3,
             settings=prompt[node(prompt, "SODATrain")]["inputs"],
             seconds=self.timings[-1][1],
-            loss=(self.log.losses[0], self.log.losses[-1]),
         )
 
     def merge(self, trainings: list[Training]) -> tuple[str, str]:
@@ -208,7 +207,6 @@ class _LogLines:
 
     def __init__(self, server: Server) -> None:
         self.server, self.shown = server, len(server.log)
-        self.losses: list[float] = []
 
     def show(self) -> None:
         log = self.server.log
@@ -216,8 +214,6 @@ class _LogLines:
         for line in log[self.shown : end].splitlines():
             if found := re.search(r"SODA: (step|saved|\d+ of|stopped).*", line):
                 say("  " + found[0].removeprefix("SODA: "))
-            if found := re.search(r"SODA: step .* loss ([\d.]+)", line):
-                self.losses.append(float(found[1]))
         self.shown = max(self.shown, end)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.lib.bed import Bed, Prompt
@@ -95,7 +94,9 @@ def subject_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Ver
 
 
 def style_metrics(verdict: Verdict, prompts: Sequence[Prompt]) -> Metrics:
+    """``style_probability``: what the judge gives the style on average; it moves before the accuracy does."""
     return {
+        "style_probability": float(verdict.style_probability([p.style for p in prompts]).mean()),
         "style_accuracy": accuracy(verdict.styles(), [p.style for p in prompts]),
         "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
     }
@@ -109,16 +110,14 @@ def merge_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdi
         styled: real pictures of the subject in the style: what a perfect merge would paint.
     Returns:
         ``similarity`` to the first, ``styled_similarity`` to the second, and ``both``: mean over pictures of the second
-        where the judge sees the style, else nothing.
+        times the probability of the style.
     """
     styled_similarity = verdict.similarity(styled).clamp(min=0)
-    right = torch.tensor([a == p.style for a, p in zip(verdict.styles(), prompts, strict=True)]).float()
     return {
         "similarity": float(verdict.similarity(references).mean()),
         "styled_similarity": float(styled_similarity.mean()),
-        "style_accuracy": float(right.mean()),
-        "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
-        "both": float((styled_similarity * right).mean()),
+        **style_metrics(verdict, prompts),
+        "both": float((styled_similarity * verdict.style_probability([p.style for p in prompts])).mean()),
     }
 
 

@@ -490,7 +490,7 @@ class _AdaptedForward:
     ) -> None:
         self.run, self.module, self.layer, self.plain = run, module, layer, module.forward
         self.pristine = pristine
-        self.columns = Columns(module) if Columns.fit(module) else None  # type: ignore[arg-type]
+        self.columns = Columns(module) if Columns.fit(module) else None
         self.by_weight = pristine is not None or (len(layer.shape) > 2 and self.columns is None)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -7,7 +7,7 @@ A rotation acts on these columns, so on the activations' side it needs them side
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Columns:
         self.convolution = convolution
 
     @staticmethod
-    def fit(module: nn.Module) -> bool:
+    def fit(module: nn.Module) -> TypeGuard[nn.Conv2d]:
         """Whether a module is a convolution that this can take apart."""
         return (
             isinstance(module, nn.Conv2d)

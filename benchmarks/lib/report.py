@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rows into tables and plots that a reader understands without the code."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.machine import label
+
+Row = dict[str, Any]
+
+#: One colour and marker per method in every plot; ours in one family of colours.
+LOOKS = {
+    "SODA-SVD": ("#c2185b", "o"),
+    "SODA-QR": ("#7b1fa2", "s"),
+    "rotation only": ("#f06292", "^"),
+    "shift only": ("#ba68c8", "v"),
+    "LoRA": ("#1976d2", "P"),
+    "LoKr": ("#0097a7", "X"),
+    "OFT": ("#388e3c", "<"),
+    "BOFT": ("#9e9d24", ">"),
+}
+BUDGETS = ("small", "large")
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    return statistics.fmean(values), statistics.pstdev(values)
+
+
+def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows by method and budget, in the order of :data:`LOOKS`, small budget first."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["budget"]), []).append(row)
+    names = list(LOOKS)
+    order = sorted(found, key=lambda key: (BUDGETS.index(key[1]), names.index(_plain(key[0])), key[0]))
+    return {key: found[key] for key in order}
+
+
+def _plain(method: str) -> str:
+    """A method's name without how it was merged: "LoRA" of "LoRA, sum"."""
+    return method.split(",")[0]
+
+
+def table(
+    rows: Iterable[Row], metrics: Sequence[str], extra: Callable[[list[Row]], dict[str, str]] | None = None
+) -> str:
+    """A Markdown table: a line for each method and budget, mean ± standard deviation over subjects, styles, seeds."""
+    lines, heads = [], ["method", "budget", "parameters", "runs", *(m.replace("_", " ") for m in metrics)]
+    for (method, budget), group in groups(rows).items():
+        lasting = [row for row in group if not row.get("diverged")]
+        cells = [
+            method,
+            budget,
+            f"{lasting[0]['params']:,}" if lasting and "params" in lasting[0] else "",
+            str(len(group)) if len(lasting) == len(group) else f"{len(lasting)} of {len(group)}",
+        ]
+        for metric in metrics:
+            if not lasting:
+                cells.append("diverged")
+                continue
+            mean, spread = mean_and_spread([row[metric] for row in lasting])
+            cells.append(f"{mean:.3f} ± {spread:.3f}")
+        if extra:
+            more = extra(group)
+            cells += more.values()
+            if not lines:
+                heads += more.keys()
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |", *lines])
+
+
+def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels: tuple[str, str]) -> None:
+    """Methods as points with their spread, a panel for each budget; better is up and to the right."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharex=True, sharey=True)
+    for panel, budget in zip(axes, BUDGETS, strict=True):
+        for (method, of), group in groups(rows).items():
+            lasting = [row for row in group if not row.get("diverged")]
+            if of != budget or not lasting:
+                continue
+            colour, marker = LOOKS[_plain(method)]
+            inside = "white" if "geodesic" in method else colour
+            (mx, sx), (my, sy) = (mean_and_spread([row[name] for row in lasting]) for name in (x, y))
+            panel.scatter([r[x] for r in lasting], [r[y] for r in lasting], s=9, color=colour, alpha=0.25, linewidths=0)
+            panel.errorbar(
+                mx, my, sy, sx, color=colour, marker=marker, mfc=inside, markersize=9, capsize=0, lw=1, label=method
+            )
+        panel.set_title(f"{budget} budget", loc="left", fontsize=10)
+        panel.set_xlabel(labels[0])
+        panel.grid(alpha=0.25)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8, frameon=False)
+    axes[0].set_ylabel(labels[1])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
+def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -> None:
+    """One bar for each method and budget, with its spread."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(9, 4.2))
+    names, position = [], 0.0
+    for (method, budget), group in groups(rows).items():
+        lasting = [row for row in group if not row.get("diverged")]
+        if not lasting:
+            continue
+        mean, spread = mean_and_spread([row[metric] for row in lasting])
+        axis.bar(
+            position, mean, yerr=spread, color=LOOKS[method][0], alpha=0.9 if budget == "small" else 0.55, ecolor="#555"
+        )
+        names.append(f"{method}\n{budget}")
+        position += 1
+    axis.set_xticks(range(len(names)), names, fontsize=7, rotation=45, ha="right")
+    axis.set_ylabel(label)
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
+def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: Path) -> None:
+    """Score against learning rate, a panel for each budget: how much the choice matters."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for panel, budget in zip(axes, BUDGETS, strict=True):
+        for (method, of), group in groups(rows).items():
+            if of != budget:
+                continue
+            by_rate: dict[float, list[float]] = {}
+            for row in group:
+                by_rate.setdefault(row["lr"], []).append(score(row))
+            rates = sorted(by_rate)
+            colour, marker = LOOKS[method]
+            panel.plot(rates, [statistics.fmean(by_rate[r]) for r in rates], color=colour, marker=marker, label=method)
+        panel.set_xscale("log")
+        panel.set_xlabel("learning rate")
+        panel.set_title(f"{budget} budget", loc="left", fontsize=10)
+        panel.grid(alpha=0.25)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8, frameon=False)
+    axes[0].set_ylabel("score")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
+def write(rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan: dict[str, Any]) -> None:
+    """``quality.json``, ``quality.md`` (tables) and plots into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "quality.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
+
+    def of(task: str, note: str = "") -> list[Row]:
+        return [row for row in rows if row["task"] == task and row["note"] == note]
+
+    parts = [
+        "# Quality: tables",
+        f"Mean ± standard deviation over subjects or styles, and seeds. {plan['steps']} steps with "
+        f"batches of {plan['batch']}. Written by `python dev.py bench quality` on {label()}.",
+    ]
+    parts.append("Diverged runs are counted in the number of runs, not in the means.")
+    parts += reference_lines([row for row in rows if row.get("note") == "base"])
+    if subjects := of("subject"):
+        parts += ["## Subjects", table(subjects, ("similarity", "prompt_accuracy", "class_accuracy"), _rate)]
+        scatter(subjects, "prompt_accuracy", "similarity", "Subject: likeness against the rest of the prompt",
+                folder / "quality-subject.png", ("prompt accuracy", "similarity to the real pictures"))  # fmt: skip
+    if styles := of("style"):
+        parts += ["## Styles", table(styles, ("style_probability", "style_accuracy", "class_accuracy"), _rate)]
+        scatter(styles, "class_accuracy", "style_accuracy", "Style: on classes that no training picture showed",
+                folder / "quality-style.png", ("class accuracy", "style accuracy"))  # fmt: skip
+    if merges := of("merge"):
+        merges = [{**row, "method": f"{row['method']}, {row['merge_method']}"} for row in merges]
+        even = [row for row in merges if row["strengths"] == [1.0, 1.0]]
+        parts += ["## Merged, both at strength 1", table(even, MERGE_METRICS)]
+        tried = [row for row in merges if row["seed"] == 0]
+        parts += ["## Merged with seed 0, the best of four strengths of each pair in hindsight"]
+        parts += [table(_best(tried), MERGE_METRICS)]
+        labels = "probability of the style", "similarity to real ones in the style"
+        title = "Merged without training: subject and style at once"
+        scatter(even, "style_probability", "styled_similarity", title, folder / "quality-merge.png", labels)
+    if drift := of("drift"):
+        for kind in ("subject", "style"):
+            parts += [f"## Drift on prompts without the placeholder, after training a {kind}"]
+            parts += [table([row for row in drift if row["after"] == kind], DRIFT_METRICS)]
+        bars(drift, "changed", "Drift on prompts without the placeholder", folder / "quality-drift.png",
+             "share of what the judge sees that changed")  # fmt: skip
+    for kind in ("subject", "style"):
+        if tuning := of(kind, "tuning"):
+            lines(
+                tuning, score, f"How much the learning rate matters for a {kind}", folder / f"quality-rates-{kind}.png"
+            )
+    if ablations := [row for task in ("subject", "style") for row in of(task, "ablation")]:
+        parts += [
+            "## Ablations",
+            "On a subject and a style that are not reported, one seed.",
+            ablation_table(ablations, of("drift", "ablation"), score),
+        ]
+    (folder / "quality.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+
+
+DRIFT_METRICS = ("changed", "pixel_change", "class_accuracy", "style_accuracy", "background_accuracy")
+MERGE_METRICS = ("similarity", "styled_similarity", "style_probability", "class_accuracy", "both")
+
+
+def _rate(group: list[Row]) -> dict[str, str]:
+    return {"learning rate": f"{group[0]['lr']:g}"}
+
+
+def _best(merges: Iterable[Row]) -> list[Row]:
+    """Of each method, pair and seed the row with most of both."""
+    best: dict[tuple[str, ...], Row] = {}
+    for row in merges:
+        if row.get("diverged"):
+            continue
+        key = (row["method"], row["budget"], row["subject"], row["style"], str(row["seed"]))
+        if key not in best or row["both"] > best[key]["both"]:
+            best[key] = row
+    return list(best.values())
+
+
+def reference_lines(rows: Sequence[Row]) -> list[str]:
+    """What the model does without any adapter, in words."""
+    lines = []
+    for task, metrics in (("subject", ("similarity", "prompt_accuracy")), ("style", ("style_accuracy",))):
+        if of := [row for row in rows if row["task"] == task]:
+            means = ", ".join(f"{m.replace('_', ' ')} {statistics.fmean(row[m] for row in of):.3f}" for m in metrics)
+            lines.append(f"The base without an adapter, on the {task}s' prompts: {means}.")
+    return lines
+
+
+def ablation_table(rows: Iterable[Row], drift: Iterable[Row], score: Callable[[Row], float]) -> str:
+    """A line for each variant: its score on the subject and on the style, and the mean of what else it changed."""
+    by_name: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["method"], {})[row["task"]] = row
+    changed: dict[str, list[float]] = {}
+    for row in drift:
+        changed.setdefault(row["method"], []).append(row["changed"])
+    lines = ["| variant | parameters | subject | style | drift | s per step |", "| --- " * 6 + "|"]
+    for name, tasks in by_name.items():
+        cells = [f"{score(tasks[task]):.3f}" if task in tasks else "" for task in ("subject", "style")]
+        cells.append(f"{statistics.fmean(changed[name]):.3f}" if name in changed else "")
+        lasting = [row for row in tasks.values() if not row.get("diverged")]
+        params = f"{lasting[0]['params']:,}" if lasting else "diverged"
+        pace = f"{statistics.median(row['seconds_per_step'] for row in lasting):.2f}" if lasting else ""
+        lines.append(f"| {name} | {params} | {' | '.join(cells)} | {pace} |")
+    return "\n".join(lines)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    _pyplot().close(figure)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is left of a spectral shift on another copy of its base: half precisions, 8 bits, a base tuned further.
+
+    python dev.py bench portability
+
+Trains adapters of the same subject and style with the shift in several forms, and computes each one's change of every
+weight again on the other copies: how far off is it, did the file's base check say so, and what becomes of the pictures?
+Writes ``benchmarks/results/portability.json`` and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks.lib import evaluate  # noqa: E402
+from benchmarks.lib.bed import Bed  # noqa: E402
+from benchmarks.lib.machine import write_rows  # noqa: E402
+from benchmarks.lib.methods import Method  # noqa: E402
+from demo import model_files  # noqa: E402
+from demo.pretrain import unet as pretraining  # noqa: E402
+from demo.world.render import images  # noqa: E402
+from demo.world.scene import draw_scene  # noqa: E402
+from demo.world.tasks import STYLE, SUBJECT, Task  # noqa: E402
+from demo.world_model import checkpoint  # noqa: E402
+from dev import cache_root  # noqa: E402
+from soda_core.adapter import BaseReport  # noqa: E402
+from soda_core.spectral import decompose  # noqa: E402
+
+FORMS = {
+    "SVD, independent": {"decomposition": "svd", "shift_knots": 0},
+    "SVD, 64 knots": {"decomposition": "svd", "shift_knots": 64},
+    "SVD, 16 knots": {"decomposition": "svd", "shift_knots": 16},
+    "SVD, 8 knots": {"decomposition": "svd", "shift_knots": 8},
+    "QR": {"decomposition": "qr"},
+}
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8 e4m3": torch.float8_e4m3fn}
+FURTHER_STEPS, FURTHER_RATE = 100, 1e-5  #: of the copy that is tuned further
+
+Row = dict[str, Any]
+Weights = dict[str, Tensor]
+
+
+def copies(bed: Bed) -> dict[str, Weights]:
+    """All weights of the UNet, by copy."""
+    original = model_files.load(model_files.UNET)  # the checkpoint has them in half precision already
+    made = {name: {n: w.to(dtype).float() for n, w in original.items()} for name, dtype in PRECISIONS.items()}
+    return {"fp32": original, **made, "tuned further": further(bed, original)}
+
+
+def further(bed: Bed, original: Weights) -> Weights:
+    """The base after more of its own training."""
+    random, noise = np.random.default_rng(17), pretraining.Noise.schedule()
+    module = pretraining.build(original)
+    scenes = [draw_scene(random) for _ in range(256)]
+    latents = bed.vae.encode(images(scenes)) * pretraining.SD_SCALE
+    optimizer = torch.optim.AdamW(module.parameters(), lr=FURTHER_RATE)
+    for step in range(FURTHER_STEPS):
+        generator = torch.Generator().manual_seed(step)
+        rows = torch.randint(len(scenes), (8,), generator=generator)
+        context = bed.captions(pretraining.captions_of(scenes, rows, generator))
+        optimizer.zero_grad()
+        pretraining.loss_of(module, noise, latents[rows], context, generator).backward()
+        optimizer.step()
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def load(bed: Bed, weights: Weights) -> None:
+    with torch.no_grad():
+        for name, parameter in bed.unet.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: float, steps: int) -> list[Row]:
+    """Train on the float32 copy, then compute the change of every weight again on each copy. Rows: layers, then all."""
+    from benchmarks.lib.training import train_method
+
+    method = Method(form, "large", {"factor_preset": "bench-soda-large", **FORMS[form]})
+    load(bed, bases["fp32"])
+    trained = train_method(
+        bed.patcher, bed.training_data(task), method, lr, steps=steps, batch_size=4, seed=0, loss="mse"
+    )
+    assert trained.adapter is not None
+    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, 16)
+    common = {"task": task.kind, task.kind: task.name, "shift": form, "lr": lr, "steps": steps}
+    rows: list[Row] = []
+    for base, weights in bases.items():
+        load(bed, weights)
+        again: dict[str, Tensor] = {}
+        checks, errors, sizes = {}, [], []
+        for name, layer in trained.adapter.layers.items():
+            short = f"{name.removeprefix('diffusion_model.')}.weight"
+            here, there = (
+                decompose(weights[short], layer.decomposition),
+                decompose(bases["fp32"][short], layer.decomposition),
+            )
+            spectra = {layer.decomposition: here}
+            expected = there.delta(layer.shift)
+            errors.append(float((here.delta(layer.shift) - expected).norm()))
+            sizes.append(float(expected.norm()))
+            checks[name] = layer.spectral_error(weights[short], spectra)
+            again[name] = layer.delta(weights[short], spectra=spectra)
+            if base != "fp32":
+                rows.append({**common, "base": base, "layer": name, "error": errors[-1] / sizes[-1],
+                             "predicted": checks[name].spectral_error})  # fmt: skip
+        shown = {which: evaluate.judged(bed, deltas, prompts, 0) for which, deltas in
+                 (("again", again), ("as trained", trained.deltas))}  # fmt: skip
+        row = {**common, "base": base, "layer": "all", "error": math.hypot(*errors) / math.hypot(*sizes),
+               "predicted": BaseReport(checks).spectral_error,
+               "pixel_change": float((shown["again"][1] - shown["as trained"][1]).square().mean().sqrt())}  # fmt: skip
+        for which, (verdict, _) in shown.items():
+            if task.kind == "subject":
+                row[which] = evaluate.subject_metrics(verdict, prompts, bed.references(task))["similarity"]
+            else:
+                row[which] = evaluate.style_metrics(verdict, prompts)["style_accuracy"]
+        rows.append(row)
+        print(
+            f"{form:18} {task.name:10} {base:14} off by {row['error']:.2%}, check says {row['predicted']:.2%}, "
+            f"pixels {row['pixel_change']:.3f}, {row['as trained']:.2f} -> {row['again']:.2f}",
+            flush=True,
+        )
+    load(bed, bases["fp32"])
+    return rows
+
+
+def rank_correlation(rows: list[Row]) -> float:
+    """Spearman's, of what the check says and what is so, over all layers and copies."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([row["predicted"] for row in rows], [row["error"] for row in rows]).statistic)
+
+
+def table(rows: list[Row]) -> str:
+    """Error of the spectral part over all layers: a line for each form, a column for each copy."""
+    bases = [*dict.fromkeys(row["base"] for row in rows if row["base"] != "fp32")]
+    lines = [f"| shift | {' | '.join(bases)} | score on fp32 |", "| --- " * (len(bases) + 2) + "|"]
+    for form in FORMS:
+        of = [row for row in rows if row["shift"] == form and row["layer"] == "all"]
+        cells = [" / ".join(f"{r['error']:.1%}" for r in of if r["base"] == base) for base in bases]
+        cells.append(" / ".join(f"{r['as trained']:.2f}" for r in of if r["base"] == "fp32"))
+        lines.append(f"| {form} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--steps", type=int, default=100)
+    args = parser.parse_args()
+    bed = Bed(checkpoint(cache_root()))
+    bases, rows = copies(bed), []
+    for task in (SUBJECT, STYLE):
+        for form in FORMS:
+            rows += measure(bed, bases, task, form, args.lr, args.steps)
+    layers = [row for row in rows if row["layer"] != "all"]
+    for base in ("all copies", *bases):
+        of = [row for row in layers if base in ("all copies", row["base"])]
+        if of:
+            print(f"rank correlation of the base check with the error, {base}: {rank_correlation(of):.3f}")
+    print(table(rows))
+    write_rows("portability", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parts of ``bench quality`` that decide what is reported: chosen rates, and results that outlast a stop."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.lib.report import mean_and_spread, table
+from benchmarks.quality import Results, last_rate, score
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({1e-3: 0.1, 3e-3: 0.2, 1e-2: 0.5}, 3e-2),  # past the upper end
+        ({1e-3: 0.5, 3e-3: 0.2, 1e-2: 0.1}, 3e-4),  # past the lower end
+        ({1e-3: 0.4, 3e-3: 0.5, 1e-2: 0.1}, 2e-3),  # towards the better neighbour
+        ({1e-3: 0.1, 3e-3: 0.5, 1e-2: 0.4}, 5e-3),
+    ],
+)
+def test_the_last_try_goes_where_the_best_points(scores, expected) -> None:
+    assert last_rate(scores) == pytest.approx(expected)
+
+
+def test_a_run_that_diverged_is_never_chosen() -> None:
+    assert score({"task": "subject", "diverged": True}) == 0
+
+
+def test_likeness_alone_does_not_choose_a_rate() -> None:
+    shows_only_the_subject = {"task": "subject", "similarity": 0.9, "prompt_accuracy": 0.1}
+    does_both = {"task": "subject", "similarity": 0.5, "prompt_accuracy": 0.9}
+    assert score(does_both) > score(shows_only_the_subject)
+
+
+def test_results_outlast_a_stop_within_a_line(tmp_path) -> None:
+    first = Results(tmp_path, "subject")
+    first.add("a", [{"x": 1}])
+    Results(tmp_path, "style").add("b", [{"x": 2}])
+    with open(first.path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": "c", "rows": []})[:9])
+    again = Results(tmp_path, "subject")
+    assert {key: rows[0]["x"] for key, rows in again.rows.items()} == {"a": 1, "b": 2}
+    again.add("c", [{"x": 3}])
+    assert Results(tmp_path, "merge").rows["c"][0]["x"] == 3
+
+
+def test_a_table_counts_diverged_runs_but_does_not_average_them() -> None:
+    rows = [
+        {"method": "LoRA", "budget": "large", "params": 10, "similarity": 0.25},
+        {"method": "LoRA", "budget": "large", "params": 10, "similarity": 0.75},
+        {"method": "LoRA", "budget": "large", "diverged": True},
+    ]
+    line = table(rows, ["similarity"]).splitlines()[-1]
+    assert "2 of 3" in line and "0.500 ± 0.250" in line
+    assert mean_and_spread([1.0, 3.0]) == (2.0, 1.0)
