@@ -77,20 +77,15 @@ CORE = "core Train LoRA at its best"
 
 
 def train(preset: str, side: int, variant: str) -> Row:
-    """A few steps at batch 1 in float32."""
+    """A few steps at batch 1 in float32, after a run that is not counted: what libraries take once is not ours."""
     patcher = ready(preset)
     if variant == CORE:
-        count = 0
-
-        def on_step() -> None:
-            nonlocal count
-            count += 1
-            if count == STEPS:
-                raise _Enough
-
-        with Peak() as peak, suppress(_Enough):
-            models.core_run(patcher, preset, side, **models.CORE_BEST)(on_step)
+        core_steps(patcher, preset, side, 1)
+        with Peak() as peak:
+            core_steps(patcher, preset, side, STEPS)
         return {"bytes": peak.most}
+    one_run(patcher, preset, side, variant, 1).go()
+    forget()
     run = one_run(patcher, preset, side, variant, STEPS)
     with Peak() as peak:
         run.go()
@@ -100,8 +95,28 @@ def train(preset: str, side: int, variant: str) -> Row:
     return row
 
 
+def core_steps(patcher: Any, preset: str, side: int, steps: int) -> None:
+    count = 0
+
+    def on_step() -> None:
+        nonlocal count
+        count += 1
+        if count == steps:
+            raise _Enough
+
+    with suppress(_Enough):
+        models.core_run(patcher, preset, side, **models.CORE_BEST)(on_step)
+
+
 class _Enough(Exception):
     pass
+
+
+def forget() -> None:
+    """Decompositions that an earlier run left in memory."""
+    from soda_core.host import spectra
+
+    spectra.store().clear_memory()
 
 
 def one_run(
@@ -120,19 +135,43 @@ def grow(preset: str, side: int, variant: str) -> Row:
     return {"steps": len(seen), "bytes": seen[-1] - seen[tenth], "spread": max(seen[tenth:]) - min(seen[tenth:])}
 
 
+FIT = (("SD 1.5", "sd15-full", 512), ("SDXL", "sdxl-full", 1024))
+
+
+def fit(preset: str, side: int, variant: str) -> Row:
+    """What training at a model's native size takes in bf16, by the estimate that a run makes before its first step.
+
+    Nothing is decomposed for it: the sizes of decompositions follow from the layers' shapes.
+    """
+    patcher = ready(preset)
+
+    def enough() -> None:
+        raise _Enough
+
+    method = models.RUNS["rotation"]
+    run = models.OneRun(patcher, preset, side, method, 1, variant.endswith(CHECKPOINTING), enough, dtype="bf16")
+    with suppress(_Enough):
+        run.go()
+    shapes = attention(preset).values()
+    return {
+        "weights": 2 * sum(p.numel() for p in patcher.model.diffusion_model.parameters()),
+        "rotation": sum(run.needs.values()),
+        "QR": 4 * sum(width * min(out, width) for out, width in shapes),
+        "SVD": 4 * sum((out + width + 1) * min(out, width) for out, width in shapes),
+    }
+
+
 # -------------------------------------------------------------------------------------------------------- loading
 
 
 def load(preset: str, side: int, variant: str) -> Row:
     """From a file to a model that is ready to sample. ``held``: what is still taken then."""
+    patcher = ready(preset)
     import comfy.model_management as mm
 
     from soda_core.adapter import SodaAdapter
-    from soda_core.host import spectra
     from soda_core.host.apply import apply_adapter
 
-    spectra.store().disk_limit = 0
-    patcher = ready(preset)
     shapes = attention(preset)
     with tempfile.TemporaryDirectory() as folder:
         if variant.startswith("LoRA"):
@@ -141,7 +180,7 @@ def load(preset: str, side: int, variant: str) -> Row:
         else:
             path = Path(folder) / "soda.safetensors"
             models.random_adapter(patcher, shapes, models.ADAPTERS[variant], seed=0).save(path)
-            spectra.store().clear_memory()
+            forget()
             patch = lambda: apply_adapter(patcher, None, SodaAdapter.load(path), 1.0)[0]  # noqa: E731
         with Peak() as peak:
             patched = patch()
@@ -158,12 +197,15 @@ def ready(preset: str) -> Any:
     patcher = models.load(preset)
     import comfy.model_management as mm
 
+    from soda_core.host import spectra
+
+    spectra.store().disk_limit = 0  # nothing of a benchmark in the user's folders
     mm.load_models_gpu([patcher])
     gc.collect()
     return patcher
 
 
-WHAT: dict[str, Callable[[str, int, str], Row]] = {"train": train, "grow": grow, "load": load}
+WHAT: dict[str, Callable[[str, int, str], Row]] = {"train": train, "grow": grow, "load": load, "fit": fit}
 
 
 def plan(quick: bool) -> list[tuple[str, str, int, str]]:
@@ -194,7 +236,7 @@ def main() -> None:
             row |= {"against": against, "against_bytes": other, "ratio": row["bytes"] / other}
     print("\n" + table(rows))
     if not args.quick:
-        write_rows("memory", rows)
+        write_rows("memory", rows, table(rows))
 
 
 def one(what: str, preset: str, side: int, variant: str) -> Row:

@@ -29,6 +29,7 @@ from benchmarks.lib.bed import Bed  # noqa: E402
 from benchmarks.lib.machine import write_rows  # noqa: E402
 from benchmarks.lib.methods import Method  # noqa: E402
 from demo import model_files  # noqa: E402
+from demo.machine import core_count  # noqa: E402
 from demo.pretrain import unet as pretraining  # noqa: E402
 from demo.world.render import images  # noqa: E402
 from demo.world.scene import draw_scene  # noqa: E402
@@ -47,6 +48,7 @@ FORMS = {
 }
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8 e4m3": torch.float8_e4m3fn}
 FURTHER_STEPS, FURTHER_RATE = 100, 1e-5  #: of the copy that is tuned further
+PROMPTS, SAMPLING_STEPS = 6, 8
 
 Row = dict[str, Any]
 Weights = dict[str, Tensor]
@@ -89,10 +91,10 @@ def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: f
     method = Method(form, "large", {"factor_preset": "bench-soda-large", **FORMS[form]})
     load(bed, bases["fp32"])
     trained = train_method(
-        bed.patcher, bed.training_data(task), method, lr, steps=steps, batch_size=4, seed=0, loss="mse"
+        bed.patcher, bed.training_data(task), method, lr, steps=steps, batch_size=1, seed=0, loss="mse"
     )
     assert trained.adapter is not None
-    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, 16)
+    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, PROMPTS)
     common = {"task": task.kind, task.kind: task.name, "shift": form, "lr": lr, "steps": steps}
     rows: list[Row] = []
     for base, weights in bases.items():
@@ -114,7 +116,7 @@ def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: f
             if base != "fp32":
                 rows.append({**common, "base": base, "layer": name, "error": errors[-1] / sizes[-1],
                              "predicted": checks[name].spectral_error})  # fmt: skip
-        shown = {which: evaluate.judged(bed, deltas, prompts, 0) for which, deltas in
+        shown = {which: evaluate.judged(bed, deltas, prompts, 0, SAMPLING_STEPS) for which, deltas in
                  (("again", again), ("as trained", trained.deltas))}  # fmt: skip
         row = {**common, "base": base, "layer": "all", "error": math.hypot(*errors) / math.hypot(*sizes),
                "predicted": BaseReport(checks).spectral_error,
@@ -123,7 +125,7 @@ def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: f
             if task.kind == "subject":
                 row[which] = evaluate.subject_metrics(verdict, prompts, bed.references(task))["similarity"]
             else:
-                row[which] = evaluate.style_metrics(verdict, prompts)["style_accuracy"]
+                row[which] = evaluate.style_metrics(verdict, prompts)["style_probability"]
         rows.append(row)
         print(
             f"{form:18} {task.name:10} {base:14} off by {row['error']:.2%}, check says {row['predicted']:.2%}, "
@@ -156,8 +158,9 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
+    torch.set_num_threads(core_count())
     bed = Bed(checkpoint(cache_root()))
     bases, rows = copies(bed), []
     for task in (SUBJECT, STYLE):
@@ -169,7 +172,7 @@ def main() -> None:
         if of:
             print(f"rank correlation of the base check with the error, {base}: {rank_correlation(of):.3f}")
     print(table(rows))
-    write_rows("portability", rows)
+    write_rows("portability", rows, table(rows))
 
 
 if __name__ == "__main__":

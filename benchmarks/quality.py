@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
-import math
 import subprocess
 import sys
 import time
@@ -42,7 +40,7 @@ from dev import cache_root  # noqa: E402
 from soda_core.errors import TrainingError  # noqa: E402
 
 Row = dict[str, Any]
-FIRST_RATES = (1e-3, 3e-3, 1e-2)  #: every method's first tries; one more goes where the best of them points
+LOWEST, LOW, HIGH, HIGHEST = 1e-3, 3e-3, 1e-2, 3e-2  #: learning rates; see :func:`last_rate`
 #: what is varied in the ablations, on a subject that no rate was chosen on
 ABLATED, ABLATION_SEED = "SODA-SVD-large", 1
 ABLATED_ON = {"subject": Task("subject", "black cat"), "style": STYLE}
@@ -118,10 +116,6 @@ class Bench:
             work / hashlib.sha256(repr((of, plan.sampling_steps)).encode()).hexdigest()[:12], kind or "merge"
         )
         self.bed = Bed(base)
-        from soda_core.host import spectra  # the host must be there first
-
-        logging.getLogger().setLevel(logging.WARNING)  # the host speaks of every run
-        spectra.store().disk_limit = 0  # nothing of a benchmark in the user's folders
         self._references: dict[tuple[str, str], Any] = {}
         self._base: dict[int, Any] = {}
 
@@ -209,7 +203,7 @@ class Bench:
 
     def tune(self) -> None:
         """Every method's learning rate, by as many tries on a subject, and on a style, that are never reported."""
-        for lr in FIRST_RATES:
+        for lr in (LOW, HIGH):
             for method in self.methods():
                 self.try_rate(method, self.kind, lr)
         for method in self.methods():
@@ -220,7 +214,7 @@ class Bench:
         return score(self.run(method, TUNED_ON[kind], 0, lr, note="tuning")[0])
 
     def best_rate(self, method: Method, kind: str) -> float:
-        scores = {lr: self.try_rate(method, kind, lr) for lr in FIRST_RATES}
+        scores = {lr: self.try_rate(method, kind, lr) for lr in (LOW, HIGH)}
         lr = last_rate(scores)
         scores[lr] = self.try_rate(method, kind, lr)
         return max(scores, key=lambda lr: scores[lr])
@@ -303,20 +297,8 @@ def run_key(method: Method, task: Task, seed: int, lr: float, note: str = "") ->
 
 
 def last_rate(scores: Mapping[float, float]) -> float:
-    """The last try: past an end of the range if the best is there, else between the two best neighbours."""
-    tried = sorted(scores)
-    best = tried.index(max(tried, key=lambda lr: scores[lr]))
-    if best == len(tried) - 1:
-        return round_rate(tried[-1] * math.sqrt(10))
-    if best == 0:
-        return round_rate(tried[0] / math.sqrt(10))
-    beside = max((best - 1, best + 1), key=lambda i: scores[tried[i]])
-    return round_rate(math.sqrt(tried[best] * tried[beside]))
-
-
-def round_rate(lr: float) -> float:
-    """To one digit."""
-    return float(f"{lr:.0e}")
+    """Every method's third try: beyond the better of the first two."""
+    return HIGHEST if scores[HIGH] > scores[LOW] else LOWEST
 
 
 def adapter_path(deltas: Path) -> Path:

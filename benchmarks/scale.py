@@ -258,10 +258,10 @@ def main() -> None:
         return f"{row['params'] / 1e6:.2f} M" + (f", {row['bytes'] / 1e6:.2f} MB" if row["bytes"] else "")
 
     cells = {"step": seconds, "load": seconds, "merge": seconds, "file": size}
-    tables = [table(rows, bench, cell) for bench, cell in cells.items()]
-    say("\n" + "\n\n".join(tables))
+    tables = "\n\n".join(table(rows, bench, cell) for bench, cell in cells.items())
+    say("\n" + tables)
     if not args.quick:
-        write_rows("scale", rows)
+        write_rows("scale", rows, tables)
 
 
 if __name__ == "__main__":

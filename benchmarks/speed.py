@@ -26,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.lib import models  # noqa: E402
 from benchmarks.lib.families import attention  # noqa: E402
 from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import write_rows  # noqa: E402
+from benchmarks.lib.machine import kept_rows, write_rows  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from benchmarks.lib.turns import Turns  # noqa: E402
 from demo.machine import core_count  # noqa: E402
@@ -119,16 +119,20 @@ def steps(quick: bool) -> list[Row]:
     """Whole training steps on a full-size SD1.5 in the host: 256 px, batch 1, float32, attention layers.
 
     The core node trains all layers, not attention alone; it has no other way. Its defaults (bf16, checkpointing) are
-    timed on their own, as they may take a minute a step on a CPU.
+    timed at 128 px, as they take minutes a step on a CPU.
     """
     preset, side = ("sd15-12", 128) if quick else ("sd15-full", 256)
     patcher = models.load(preset)
     runs = {name: models.our_run(patcher, preset, side, method) for name, method in models.RUNS.items()}
     runs["core Train LoRA at its best"] = models.core_run(patcher, preset, side, **models.CORE_BEST)
-    timings = Turns(runs, 3 if quick else 9, warmup=1 if quick else 2).measure()
-    defaults = {"core Train LoRA, defaults": models.core_run(patcher, preset, side, rank=4)}
-    timings |= Turns(defaults, 1 if quick else 2, warmup=0).measure()
-    return _rows("step", f"{preset}, {side} px", timings, "LoRA rank 4, our loop")
+    timings = Turns(runs, 3 if quick else 5, warmup=1).measure()
+    ours = "LoRA rank 4, our loop"
+    rows = _rows("step", f"{preset}, {side} px", timings, ours)
+    small = {
+        ours: models.our_run(patcher, preset, 128, models.RUNS[ours]),
+        "core Train LoRA, defaults": models.core_run(patcher, preset, 128, rank=4),
+    }
+    return rows + _rows("step", f"{preset}, 128 px", Turns(small, 1, warmup=0).measure(), ours)
 
 
 # --------------------------------------------------------------------------------------------------------- loading
@@ -264,6 +268,21 @@ def _rows(bench: str, what: str, timings: dict[str, Timing], against: str, **mor
     return rows
 
 
+def table(rows: list[Row], bench: str) -> str:
+    """Markdown: a line for each shape, a column for each way: ratio, and milliseconds."""
+    of = [row for row in rows if row["bench"] == bench]
+    ways = [*dict.fromkeys(row["variant"] for row in of)]
+    lines = [f"| {bench}, ratio to {of[0]['against']} | {' | '.join(ways)} |", "| --- " * (len(ways) + 1) + "|"]
+    for shape in dict.fromkeys(row["shape"] for row in of):
+        cells = {
+            r["variant"]: f"{r['ratio']:.2f} ({1e3 * r['seconds']:,.1f} ± {1e3 * r['spread']:,.1f} ms)"
+            for r in of
+            if r["shape"] == shape
+        }
+        lines.append(f"| {shape} | {' | '.join(cells.get(way, '') for way in ways)} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "layer": layers,
     "optimizer": optimizers,
@@ -281,8 +300,10 @@ def main() -> None:
     torch.set_num_threads(core_count())
     torch.manual_seed(0)
     rows = [row for part in args.part or PARTS for row in PARTS[part](args.quick)]
-    if not args.part and not args.quick:
-        write_rows("speed", rows)
+    if not args.quick:
+        benches = {row["bench"] for row in rows}
+        rows = [row for row in kept_rows("speed") if row["bench"] not in benches] + rows
+        write_rows("speed", rows, "\n\n".join(table(rows, bench) for bench in dict.fromkeys(r["bench"] for r in rows)))
 
 
 if __name__ == "__main__":

@@ -74,10 +74,13 @@ class Verdict:
     def styles(self) -> list[str]:
         return [STYLES[i] for i in self.style.argmax(1).tolist()]
 
-    def style_probability(self, wanted: Sequence[str]) -> Tensor:
-        """What each picture's style is given that it should have, (n,)."""
-        indices = torch.tensor([STYLES.index(style) for style in wanted])
-        return self.style.softmax(1).gather(1, indices[:, None]).squeeze(1)
+    def style_log_probability(self, wanted: Sequence[str]) -> Tensor:
+        """Of the style that each picture should have, (n,)."""
+        return _log_probability(self.style, [STYLES.index(style) for style in wanted])
+
+    def glyph_log_probability(self, wanted: Sequence[str]) -> Tensor:
+        """Of the glyph that each picture should show, (n,)."""
+        return _log_probability(self.glyph, [GLYPH_NAMES.index(glyph) for glyph in wanted])
 
     def backgrounds(self) -> list[str]:
         return [BACKGROUNDS[i] for i in self.background.argmax(1).tolist()]
@@ -88,6 +91,10 @@ class Verdict:
     def similarity(self, other: Verdict) -> Tensor:
         """Mean cosine of each picture's embedding to those of other pictures, (n,)."""
         return (self.embedding @ other.embedding.mT).mean(1)
+
+
+def _log_probability(logits: Tensor, wanted: list[int]) -> Tensor:
+    return logits.log_softmax(1).gather(1, torch.tensor(wanted)[:, None]).squeeze(1)
 
 
 def load_judge() -> Judge:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +38,10 @@ class Bed:
         import_host()
         import comfy.sd
 
+        from soda_core.host import spectra
+
+        logging.getLogger().setLevel(logging.WARNING)  # the host speaks of every run
+        spectra.store().disk_limit = 0  # nothing of a benchmark in the user's folders
         with torch.inference_mode(False):
             self.patcher, _, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_clip=False)
             comfy.model_management.load_models_gpu([self.patcher])

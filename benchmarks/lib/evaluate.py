@@ -96,10 +96,14 @@ def subject_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Ver
 def style_metrics(verdict: Verdict, prompts: Sequence[Prompt]) -> Metrics:
     """``style_probability``: what the judge gives the style on average; it moves before the accuracy does."""
     return {
-        "style_probability": float(verdict.style_probability([p.style for p in prompts]).mean()),
+        "style_probability": float(_style_probability(verdict, prompts).mean()),
         "style_accuracy": accuracy(verdict.styles(), [p.style for p in prompts]),
         "class_accuracy": accuracy(verdict.kinds(), [p.kind for p in prompts]),
     }
+
+
+def _style_probability(verdict: Verdict, prompts: Sequence[Prompt]) -> Tensor:
+    return verdict.style_log_probability([p.style for p in prompts]).exp()
 
 
 def merge_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdict, styled: Verdict) -> Metrics:
@@ -117,7 +121,7 @@ def merge_metrics(verdict: Verdict, prompts: Sequence[Prompt], references: Verdi
         "similarity": float(verdict.similarity(references).mean()),
         "styled_similarity": float(styled_similarity.mean()),
         **style_metrics(verdict, prompts),
-        "both": float((styled_similarity * verdict.style_probability([p.style for p in prompts])).mean()),
+        "both": float((styled_similarity * _style_probability(verdict, prompts)).mean()),
     }
 
 

@@ -21,8 +21,17 @@ def label() -> str:
     return f"{processor()}, {core_count()} cores{gpu}, torch {torch.__version__}"
 
 
-def write_rows(name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """``results/<name>.json``: a list of flat rows, one a line, each with the machine."""
-    RESULTS.mkdir(exist_ok=True)
+def kept_rows(name: str) -> list[dict[str, Any]]:
+    """What an earlier run left in ``results/<name>.json``."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def write_rows(name: str, rows: Iterable[dict[str, Any]], tables: str = "", folder: Path = RESULTS) -> None:
+    """``<name>.json``: a list of flat rows, one a line, each with the machine; and tables in ``<name>.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"machine": label(), **row}) for row in rows]
-    (RESULTS / f"{name}.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
+    (folder / f"{name}.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
+    if tables:
+        head = f"Written by `python dev.py bench {name}` on {label()}."
+        (folder / f"{name}.md").write_text(f"{head}\n\n{tables}\n", "utf-8")

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.machine import label
+from benchmarks.lib.machine import write_rows
 
 Row = dict[str, Any]
 
@@ -150,16 +149,13 @@ def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: 
 
 def write(rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan: dict[str, Any]) -> None:
     """``quality.json``, ``quality.md`` (tables) and plots into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "quality.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
 
     def of(task: str, note: str = "") -> list[Row]:
         return [row for row in rows if row["task"] == task and row["note"] == note]
 
     parts = [
-        "# Quality: tables",
         f"Mean ± standard deviation over subjects or styles, and seeds. {plan['steps']} steps with "
-        f"batches of {plan['batch']}. Written by `python dev.py bench quality` on {label()}.",
+        f"batches of {plan['batch']}.",
     ]
     parts.append("Diverged runs are counted in the number of runs, not in the means.")
     parts += reference_lines([row for row in rows if row.get("note") == "base"])
@@ -198,7 +194,7 @@ def write(rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan
             "On a subject and a style that are not reported, one seed.",
             ablation_table(ablations, of("drift", "ablation"), score),
         ]
-    (folder / "quality.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    write_rows("quality", rows, "\n\n".join(parts), folder)
 
 
 DRIFT_METRICS = ("changed", "pixel_change", "class_accuracy", "style_accuracy", "background_accuracy")

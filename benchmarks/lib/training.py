@@ -8,6 +8,7 @@ clipping and the number of steps are the pack's for all.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,7 +163,9 @@ class PeftRun(MethodRun):
         for endings, config in self.method.peft():
             names = [n.removeprefix("diffusion_model.") for n in self.names if n.endswith(tuple(endings))]
             config.target_modules = set(names)
-            inject_adapter_in_model(config, model, "bench")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there are layers of another configuration already
+                inject_adapter_in_model(config, model, "bench")
         self.tuned = {n.removesuffix(".base_layer"): m for n, m in _tuner_layers(model)}
         parameters = []
         for layer in self.tuned.values():

@@ -8,20 +8,12 @@ import json
 import pytest
 
 from benchmarks.lib.report import mean_and_spread, table
-from benchmarks.quality import Results, last_rate, score
+from benchmarks.quality import HIGH, HIGHEST, LOW, LOWEST, Results, last_rate, score
 
 
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [
-        ({1e-3: 0.1, 3e-3: 0.2, 1e-2: 0.5}, 3e-2),  # past the upper end
-        ({1e-3: 0.5, 3e-3: 0.2, 1e-2: 0.1}, 3e-4),  # past the lower end
-        ({1e-3: 0.4, 3e-3: 0.5, 1e-2: 0.1}, 2e-3),  # towards the better neighbour
-        ({1e-3: 0.1, 3e-3: 0.5, 1e-2: 0.4}, 5e-3),
-    ],
-)
-def test_the_last_try_goes_where_the_best_points(scores, expected) -> None:
-    assert last_rate(scores) == pytest.approx(expected)
+@pytest.mark.parametrize(("low", "high", "third"), [(0.1, 0.2, HIGHEST), (0.2, 0.1, LOWEST), (0.0, 0.0, LOWEST)])
+def test_the_last_try_goes_where_the_best_points(low, high, third) -> None:
+    assert last_rate({LOW: low, HIGH: high}) == third
 
 
 def test_a_run_that_diverged_is_never_chosen() -> None:

@@ -8,9 +8,10 @@ import pytest
 from benchmarks.lib import evaluate
 from benchmarks.lib.bed import Bed
 from benchmarks.lib.methods import Method
-from demo.run import RATES, SCHEDULES, TRAIN
-from demo.world.tasks import SUBJECT
+from demo.run import MERGE, RATES, SCHEDULES, TRAIN
+from demo.world.tasks import STYLE, SUBJECT
 from demo.world_model import checkpoint
+from soda_core.merge import merge
 
 SODA = Method("SODA-SVD", "large", {"decomposition": "svd"})
 COUNT, STEPS = 6, 80
@@ -27,12 +28,24 @@ def bed(host, tmp_path_factory):
 def trained(bed):
     from benchmarks.lib.training import train_method  # imports the host
 
-    settings = {**TRAIN, "schedule": SCHEDULES["subject"], "steps": STEPS, "seed": 0}
-    return train_method(bed.patcher, bed.training_data(SUBJECT), SODA, RATES["subject"], **settings)
+    def train(task):
+        settings = {**TRAIN, "schedule": SCHEDULES[task.kind], "steps": STEPS, "seed": 0}
+        return train_method(bed.patcher, bed.training_data(task), SODA, RATES[task.kind], **settings)
+
+    return {task.kind: train(task) for task in (SUBJECT, STYLE)}
 
 
 def asked(bed, deltas, prompts):
     return evaluate.judged(bed, deltas, prompts, seed=5)[0]
+
+
+def says_style(verdict) -> float:
+    """How sure the judge is of the style, in nats."""
+    return float(verdict.style_log_probability([STYLE.name] * COUNT).mean())
+
+
+def says_subject(verdict) -> float:
+    return float(verdict.glyph_log_probability([SUBJECT.name] * COUNT).mean())
 
 
 def test_the_base_paints_what_it_is_asked_for(bed) -> None:
@@ -48,5 +61,21 @@ def test_the_base_paints_what_it_is_asked_for(bed) -> None:
 
 def test_the_subject_is_told_from_the_base(bed, trained) -> None:
     prompts, real = evaluate.subject_prompts(SUBJECT, COUNT), bed.references(SUBJECT)
-    before, after = (float(asked(bed, deltas, prompts).similarity(real).mean()) for deltas in (None, trained.deltas))
+    before, after = (
+        float(asked(bed, deltas, prompts).similarity(real).mean()) for deltas in (None, trained["subject"].deltas)
+    )
     assert after > before + 0.2
+
+
+def test_the_style_is_told_from_the_base(bed, trained) -> None:
+    prompts = evaluate.style_prompts(STYLE, COUNT)
+    before, after = (says_style(asked(bed, deltas, prompts)) for deltas in (None, trained["style"].deltas))
+    assert after > before + 4
+
+
+def test_merged_pictures_have_the_style_and_more_of_the_subject_than_the_style_alone(bed, trained) -> None:
+    prompts = evaluate.merge_prompts(SUBJECT, STYLE, COUNT)
+    merged = bed.deltas_of(merge(*(trained[kind].adapter for kind in ("subject", "style")), **MERGE))
+    base, style, both = (asked(bed, deltas, prompts) for deltas in (None, trained["style"].deltas, merged))
+    assert says_style(both) > says_style(base) + 4
+    assert says_subject(both) > says_subject(style) + 1
