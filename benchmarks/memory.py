@@ -135,32 +135,6 @@ def grow(preset: str, side: int, variant: str) -> Row:
     return {"steps": len(seen), "bytes": seen[-1] - seen[tenth], "spread": max(seen[tenth:]) - min(seen[tenth:])}
 
 
-FIT = (("SD 1.5", "sd15-full", 512), ("SDXL", "sdxl-full", 1024))
-
-
-def fit(preset: str, side: int, variant: str) -> Row:
-    """What training at a model's native size takes in bf16, by the estimate that a run makes before its first step.
-
-    Nothing is decomposed for it: the sizes of decompositions follow from the layers' shapes.
-    """
-    patcher = ready(preset)
-
-    def enough() -> None:
-        raise _Enough
-
-    method = models.RUNS["rotation"]
-    run = models.OneRun(patcher, preset, side, method, 1, variant.endswith(CHECKPOINTING), enough, dtype="bf16")
-    with suppress(_Enough):
-        run.go()
-    shapes = attention(preset).values()
-    return {
-        "weights": 2 * sum(p.numel() for p in patcher.model.diffusion_model.parameters()),
-        "rotation": sum(run.needs.values()),
-        "QR": 4 * sum(width * min(out, width) for out, width in shapes),
-        "SVD": 4 * sum((out + width + 1) * min(out, width) for out, width in shapes),
-    }
-
-
 # -------------------------------------------------------------------------------------------------------- loading
 
 
@@ -205,7 +179,7 @@ def ready(preset: str) -> Any:
     return patcher
 
 
-WHAT: dict[str, Callable[[str, int, str], Row]] = {"train": train, "grow": grow, "load": load, "fit": fit}
+WHAT: dict[str, Callable[[str, int, str], Row]] = {"train": train, "grow": grow, "load": load}
 
 
 def plan(quick: bool) -> list[tuple[str, str, int, str]]:
