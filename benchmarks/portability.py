@@ -97,16 +97,18 @@ def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: f
     prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, PROMPTS)
     common = {"task": task.kind, task.kind: task.name, "shift": form, "lr": lr, "steps": steps}
     rows: list[Row] = []
+    trained_on = {
+        name: decompose(bases["fp32"][f"{name.removeprefix('diffusion_model.')}.weight"], layer.decomposition)
+        for name, layer in trained.adapter.layers.items()
+    }
     for base, weights in bases.items():
         load(bed, weights)
         again: dict[str, Tensor] = {}
         checks, errors, sizes = {}, [], []
         for name, layer in trained.adapter.layers.items():
             short = f"{name.removeprefix('diffusion_model.')}.weight"
-            here, there = (
-                decompose(weights[short], layer.decomposition),
-                decompose(bases["fp32"][short], layer.decomposition),
-            )
+            there = trained_on[name]
+            here = there if base == "fp32" else decompose(weights[short], layer.decomposition)
             spectra = {layer.decomposition: here}
             expected = there.delta(layer.shift)
             errors.append(float((here.delta(layer.shift) - expected).norm()))

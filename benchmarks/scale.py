@@ -25,7 +25,7 @@ import torch  # noqa: E402
 
 from benchmarks.lib.families import Family, families  # noqa: E402
 from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import write_rows  # noqa: E402
+from benchmarks.lib.machine import pivot, write_rows  # noqa: E402
 from benchmarks.lib.models import near_identity  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from demo.machine import core_count  # noqa: E402
@@ -222,17 +222,6 @@ def _row(
     return row
 
 
-def table(rows: list[Row], bench: str, value: Callable[[Row], str]) -> str:
-    """Markdown: a line for each variant, a column for each model."""
-    of = [row for row in rows if row["bench"] == bench]
-    models = [*dict.fromkeys(row["model"] for row in of)]
-    lines = [f"| {bench} | {' | '.join(models)} |", "| --- " * (len(models) + 1) + "|"]
-    for variant in dict.fromkeys(row["variant"] for row in of):
-        cells = {row["model"]: value(row) for row in of if row["variant"] == variant}
-        lines.append(f"| {variant} | {' | '.join(cells.get(model, '') for model in models)} |")
-    return "\n".join(lines)
-
-
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -258,7 +247,10 @@ def main() -> None:
         return f"{row['params'] / 1e6:.2f} M" + (f", {row['bytes'] / 1e6:.2f} MB" if row["bytes"] else "")
 
     cells = {"step": seconds, "load": seconds, "merge": seconds, "file": size}
-    tables = "\n\n".join(table(rows, bench, cell) for bench, cell in cells.items())
+    tables = "\n\n".join(
+        pivot((row for row in rows if row["bench"] == bench), bench, "variant", "model", cell)
+        for bench, cell in cells.items()
+    )
     say("\n" + tables)
     if not args.quick:
         write_rows("scale", rows, tables)

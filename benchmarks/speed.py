@@ -26,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.lib import models  # noqa: E402
 from benchmarks.lib.families import attention  # noqa: E402
 from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import kept_rows, write_rows  # noqa: E402
+from benchmarks.lib.machine import kept_rows, pivot, write_rows  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from benchmarks.lib.turns import Turns  # noqa: E402
 from demo.machine import core_count  # noqa: E402
@@ -271,16 +271,11 @@ def _rows(bench: str, what: str, timings: dict[str, Timing], against: str, **mor
 def table(rows: list[Row], bench: str) -> str:
     """Markdown: a line for each shape, a column for each way: ratio, and milliseconds."""
     of = [row for row in rows if row["bench"] == bench]
-    ways = [*dict.fromkeys(row["variant"] for row in of)]
-    lines = [f"| {bench}, ratio to {of[0]['against']} | {' | '.join(ways)} |", "| --- " * (len(ways) + 1) + "|"]
-    for shape in dict.fromkeys(row["shape"] for row in of):
-        cells = {
-            r["variant"]: f"{r['ratio']:.2f} ({1e3 * r['seconds']:,.1f} ± {1e3 * r['spread']:,.1f} ms)"
-            for r in of
-            if r["shape"] == shape
-        }
-        lines.append(f"| {shape} | {' | '.join(cells.get(way, '') for way in ways)} |")
-    return "\n".join(lines)
+
+    def cell(r: Row) -> str:
+        return f"{r['ratio']:.2f} ({1e3 * r['seconds']:,.1f} ± {1e3 * r['spread']:,.1f} ms)"
+
+    return pivot(of, f"{bench}, ratio to {of[0]['against']}", "shape", "variant", cell)
 
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from demo.machine import core_count, processor
 
+Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -21,13 +22,24 @@ def label() -> str:
     return f"{processor()}, {core_count()} cores{gpu}, torch {torch.__version__}"
 
 
-def kept_rows(name: str) -> list[dict[str, Any]]:
+def pivot(rows: Iterable[Row], corner: str, line: str, column: str, cell: Callable[[Row], str]) -> str:
+    """A Markdown table: a line for each value of one field, a column for each value of another."""
+    rows = list(rows)
+    columns = [*dict.fromkeys(row[column] for row in rows)]
+    table = [f"| {corner} | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    for value in dict.fromkeys(row[line] for row in rows):
+        cells = {row[column]: cell(row) for row in rows if row[line] == value}
+        table.append(f"| {value} | {' | '.join(cells.get(name, '') for name in columns)} |")
+    return "\n".join(table)
+
+
+def kept_rows(name: str) -> list[Row]:
     """What an earlier run left in ``results/<name>.json``."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else []
 
 
-def write_rows(name: str, rows: Iterable[dict[str, Any]], tables: str = "", folder: Path = RESULTS) -> None:
+def write_rows(name: str, rows: Iterable[Row], tables: str = "", folder: Path = RESULTS) -> None:
     """``<name>.json``: a list of flat rows, one a line, each with the machine; and tables in ``<name>.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"machine": label(), **row}) for row in rows]

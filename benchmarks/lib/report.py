@@ -41,6 +41,11 @@ def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return {key: found[key] for key in order}
 
 
+def _lasting(rows: Iterable[Row]) -> list[Row]:
+    """Without the runs that diverged."""
+    return [row for row in rows if not row.get("diverged")]
+
+
 def _plain(method: str) -> str:
     """A method's name without how it was merged: "LoRA" of "LoRA, sum"."""
     return method.split(",")[0]
@@ -52,7 +57,7 @@ def table(
     """A Markdown table: a line for each method and budget, mean ± standard deviation over subjects, styles, seeds."""
     lines, heads = [], ["method", "budget", "parameters", "runs", *(m.replace("_", " ") for m in metrics)]
     for (method, budget), group in groups(rows).items():
-        lasting = [row for row in group if not row.get("diverged")]
+        lasting = _lasting(group)
         cells = [
             method,
             budget,
@@ -80,7 +85,7 @@ def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharex=True, sharey=True)
     for panel, budget in zip(axes, BUDGETS, strict=True):
         for (method, of), group in groups(rows).items():
-            lasting = [row for row in group if not row.get("diverged")]
+            lasting = _lasting(group)
             if of != budget or not lasting:
                 continue
             colour, marker = LOOKS[_plain(method)]
@@ -106,7 +111,7 @@ def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -
     figure, axis = plt.subplots(figsize=(9, 4.2))
     names, position = [], 0.0
     for (method, budget), group in groups(rows).items():
-        lasting = [row for row in group if not row.get("diverged")]
+        lasting = _lasting(group)
         if not lasting:
             continue
         mean, spread = mean_and_spread([row[metric] for row in lasting])
@@ -239,7 +244,7 @@ def ablation_table(rows: Iterable[Row], drift: Iterable[Row], score: Callable[[R
     for name, tasks in by_name.items():
         cells = [f"{score(tasks[task]):.3f}" if task in tasks else "" for task in ("subject", "style")]
         cells.append(f"{statistics.fmean(changed[name]):.3f}" if name in changed else "")
-        lasting = [row for row in tasks.values() if not row.get("diverged")]
+        lasting = _lasting(tasks.values())
         params = f"{lasting[0]['params']:,}" if lasting else "diverged"
         pace = f"{statistics.median(row['seconds_per_step'] for row in lasting):.2f}" if lasting else ""
         lines.append(f"| {name} | {params} | {' | '.join(cells)} | {pace} |")
