@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What training and loading take above the loaded model, a fresh process for each way; and whether it grows.
 
-    python dev.py bench memory [--quick]
+    python dev.py bench memory [--quick] [--part train|load|grow|fit]...
 
 Resident memory on a CPU, allocated memory on a GPU; the most at any moment, less what the loaded model takes. Our
-training says beforehand what it will take: ``estimate``. Writes flat rows to ``benchmarks/results/memory.json``.
+training says beforehand what it will take: ``estimate``. That also tells what fits which GPU (``fit``). Writes flat
+rows to ``benchmarks/results/memory.json``.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ import torch  # noqa: E402
 
 from benchmarks.lib import models  # noqa: E402
 from benchmarks.lib.families import attention  # noqa: E402
-from benchmarks.lib.machine import write_rows  # noqa: E402
+from benchmarks.lib.machine import kept_rows, pivot, write_rows  # noqa: E402
 
 Row = dict[str, Any]
-STEPS = 3
+STEPS = 2  #: the first makes the optimiser's state, the second has it
 GROWTH_STEPS = 200
 
 
@@ -84,14 +85,16 @@ def train(preset: str, side: int, variant: str) -> Row:
         with Peak() as peak:
             core_steps(patcher, preset, side, STEPS)
         return {"bytes": peak.most}
-    one_run(patcher, preset, side, variant, 1).go()
-    forget()
-    run = one_run(patcher, preset, side, variant, STEPS)
-    with Peak() as peak:
-        run.go()
+    with tempfile.TemporaryDirectory() as folder:
+        keep_decompositions(Path(folder))
+        one_run(patcher, preset, side, variant, 1).go()
+        forget()
+        run = one_run(patcher, preset, side, variant, STEPS)
+        with Peak() as peak:
+            run.go()
     row: Row = {"bytes": peak.most, "seconds_per_step": run.seconds / STEPS}
     if run.needs:
-        row |= {"estimate": sum(run.needs.values()), **{name.replace(" ", "_"): n for name, n in run.needs.items()}}
+        row |= {"estimate": sum(run.needs.values()), **_parts(run)}
     return row
 
 
@@ -112,6 +115,13 @@ class _Enough(Exception):
     pass
 
 
+def keep_decompositions(folder: Path) -> None:
+    """On disk, so that the run that counts need not wait for them again; in memory it has them all the same."""
+    from soda_core.host import spectra
+
+    spectra.store().folder, spectra.store().disk_limit = folder, 2**40
+
+
 def forget() -> None:
     """Decompositions that an earlier run left in memory."""
     from soda_core.host import spectra
@@ -120,10 +130,11 @@ def forget() -> None:
 
 
 def one_run(
-    patcher: Any, preset: str, side: int, variant: str, steps: int, on_step: Callable[[], None] = lambda: None
-) -> models.OneRun:
+    patcher: Any, preset: str, side: int, variant: str, steps: int, on_step: Callable[[], None] = lambda: None,
+    dtype: str = "fp32",
+) -> models.OneRun:  # fmt: skip
     method = models.RUNS[variant.removesuffix(CHECKPOINTING)]
-    return models.OneRun(patcher, preset, side, method, steps, variant.endswith(CHECKPOINTING), on_step)
+    return models.OneRun(patcher, preset, side, method, steps, variant.endswith(CHECKPOINTING), on_step, dtype)
 
 
 def grow(preset: str, side: int, variant: str) -> Row:
@@ -163,6 +174,39 @@ def load(preset: str, side: int, variant: str) -> Row:
         return {"bytes": peak.most, "held": now() - peak.start}
 
 
+# ------------------------------------------------------------------------------------------- what fits which GPU
+
+NATIVE = (("SD 1.5", "sd15-full", 512), ("SDXL", "sdxl-full", 1024))
+OURS = [name for name, method in models.RUNS.items() if method.peft is None]
+
+
+def fit(preset: str, side: int, variant: str) -> Row:
+    """What training takes with its model in bfloat16, as a run says it before its first step; nothing is computed."""
+    patcher = ready(preset)
+    from soda_core.host import spectra
+    from soda_core.spectral import from_tensors
+
+    def undecomposed(weight: Any, kind: Any, *_: Any) -> Any:
+        out, width = weight.shape[0], weight[0].numel()
+        rank = min(out, width)
+        shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, width), "Qh": (rank, width)}
+        return from_tensors(kind, {n: torch.empty(s) for n, s in shapes.items()} | {"out": torch.tensor(out)})
+
+    def enough() -> None:
+        raise _Enough
+
+    spectra.store().get = undecomposed  # type: ignore[method-assign]
+    run = one_run(patcher, preset, side, variant, 1, enough, "bf16")
+    with suppress(_Enough):
+        run.go()
+    weights = 2 * sum(p.numel() for p in patcher.model.diffusion_model.parameters())
+    return {"bytes": weights + sum(run.needs.values()), "weights": weights, **_parts(run)}
+
+
+def _parts(run: models.OneRun) -> Row:
+    return {name.replace(" ", "_"): size for name, size in run.needs.items()}
+
+
 # ----------------------------------------------------------------------------------------------------- processes
 
 
@@ -179,7 +223,7 @@ def ready(preset: str) -> Any:
     return patcher
 
 
-WHAT: dict[str, Callable[[str, int, str], Row]] = {"train": train, "grow": grow, "load": load}
+WHAT: dict[str, Callable[[str, int, str], Row]] = {"train": train, "load": load, "grow": grow, "fit": fit}
 
 
 def plan(quick: bool) -> list[tuple[str, str, int, str]]:
@@ -188,12 +232,17 @@ def plan(quick: bool) -> list[tuple[str, str, int, str]]:
     training = [*models.RUNS, f"rotation + SVD shift{CHECKPOINTING}", CORE]
     jobs = [("train", preset, side, variant) for variant in training]
     jobs += [("load", preset, side, variant) for variant in ("LoRA rank 8", *models.ADAPTERS)]
-    return jobs if quick else [*jobs, ("grow", "sd15-12", 128, "rotation + SVD shift")]
+    if quick:
+        return jobs
+    jobs.append(("grow", "sd15-11", 128, "rotation + SVD shift"))
+    ways = [f"{way}{more}" for way in OURS for more in ("", CHECKPOINTING)]
+    return [*jobs, *(("fit", preset, side, way) for _, preset, side in NATIVE for way in ways)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, a few minutes")
+    parser.add_argument("--part", choices=WHAT, action="append", help="only this; the others keep their results")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -202,15 +251,18 @@ def main() -> None:
         return
     rows: list[Row] = []
     for what, preset, side, variant in plan(args.quick):
-        rows.append(one(what, preset, side, variant))
+        if what in (args.part or WHAT):
+            rows.append(one(what, preset, side, variant))
     for row in rows:
         against = {"train": "LoRA rank 4, our loop", "load": "LoRA rank 8"}.get(row["bench"])
         if against:
             (other,) = [r["bytes"] for r in rows if r["bench"] == row["bench"] and r["variant"] == against]
             row |= {"against": against, "against_bytes": other, "ratio": row["bytes"] / other}
-    print("\n" + table(rows))
     if not args.quick:
-        write_rows("memory", rows, table(rows))
+        measured = {row["bench"] for row in rows}
+        rows = [row for row in kept_rows("memory") if row["bench"] not in measured] + rows
+        write_rows("memory", rows, tables(rows))
+    print("\n" + tables(rows))
 
 
 def one(what: str, preset: str, side: int, variant: str) -> Row:
@@ -230,13 +282,18 @@ def one(what: str, preset: str, side: int, variant: str) -> Row:
     return row
 
 
-def table(rows: list[Row]) -> str:
+def tables(rows: list[Row]) -> str:
     lines = ["| what | way | above the model | ratio | said beforehand |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
+        if row["bench"] == "fit":
+            continue
         said = f"{row['estimate'] / 2**20:,.0f} MiB ({row['estimate'] / row['bytes']:.2f})" if "estimate" in row else ""
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         lines.append(f"| {row['bench']} | {row['variant']} | {row['bytes'] / 2**20:,.0f} MiB | {ratio} | {said} |")
-    return "\n".join(lines)
+    fits = [{**row, "at": f"{name}, {side} px"} for row in rows for name, preset, side in NATIVE
+            if row["bench"] == "fit" and row["model"] == preset]  # fmt: skip
+    whole = pivot(fits, "model and training, bfloat16", "variant", "at", lambda row: f"{row['bytes'] / 1e9:.1f} GB")
+    return "\n".join(lines) + (f"\n\n{whole}" if fits else "")
 
 
 if __name__ == "__main__":

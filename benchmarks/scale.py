@@ -15,6 +15,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from benchmarks.lib.families import Family, families  # noqa: E402
 from benchmarks.lib.layer import layer_ways  # noqa: E402
@@ -35,13 +37,16 @@ from soda_core.errors import SettingsError  # noqa: E402
 from soda_core.kronecker import factor_sizes  # noqa: E402
 from soda_core.layer import SodaLayer  # noqa: E402
 from soda_core.merge import interference, merge  # noqa: E402
-from soda_core.spectral import decompose  # noqa: E402
+from soda_core.spectral import Decomposition, Spectrum, decompose  # noqa: E402
 
 Row = dict[str, Any]
 KINDS = ("rotation", "rotation + QR shift", "rotation + SVD shift")
 LORA = "LoRA rank 4"
+DECOMPOSITIONS: tuple[Decomposition, ...] = ("qr", "svd")
 PRESETS = (("auto", 3), ("auto", 2), ("large", 3), ("svdiff-size", 3), ("oft-size", 3))
-ENOUGH = 3e11  #: multiplications after which a way has been timed often enough
+ENOUGH = 1e11  #: multiplications after which a way has been timed often enough
+
+Spectra = dict[tuple[int, int], dict[str, Spectrum]]  #: decompositions of a weight of each shape, by kind
 
 
 def repeats(work: float, most: int = 9) -> int:
@@ -51,11 +56,11 @@ def repeats(work: float, most: int = 9) -> int:
 # ------------------------------------------------------------------------------------------------------- by family
 
 
-def step(family: Family) -> Iterable[Row]:
+def step(family: Family, spectra: Spectra) -> Iterable[Row]:
     """All adapted layers, forward and backward, one picture."""
     total: dict[str, float] = {}
     for (out, width, tokens), count in family.distinct().items():
-        ways, _ = layer_ways(out, width, tokens, 1, KINDS)
+        ways, _ = layer_ways(out, width, tokens, 1, KINDS, known=spectra[out, width])
         work = 4.0 * out * width * tokens
         timings = interleaved(ways, repeats(work), warmup=1 if work < ENOUGH else 0)
         for way, timing in timings.items():
@@ -64,7 +69,7 @@ def step(family: Family) -> Iterable[Row]:
         yield _row("step", family, way, total[way], total[LORA], LORA)
 
 
-def load(family: Family) -> Iterable[Row]:
+def load(family: Family, spectra: Spectra) -> Iterable[Row]:
     """The change of every weight: computed anew, and with the decompositions at hand; against a LoRA's."""
     total: dict[str, float] = {}
     for (out, width), count in family.shapes().items():
@@ -73,26 +78,29 @@ def load(family: Family) -> Iterable[Row]:
         factors = [near_identity(torch.eye(k)) for k in factor_sizes(width)]
         up, down = torch.randn(out, rank), torch.randn(rank, width)
         ways: dict[str, Callable[[], object]] = {"LoRA rank 8": lambda W=W, a=up, b=down: W + a @ b}
+        known = spectra[out, width] = {}
+
+        def decomposing(kind: Decomposition, W: Tensor = W, known: dict[str, Spectrum] = known) -> None:
+            known[kind] = decompose(W, kind)
+
+        slow = {f"{kind.upper()}, decomposing": partial(decomposing, kind) for kind in DECOMPOSITIONS}
+        work = float(out * width * min(out, width))
+        timings = interleaved(slow, repeats(work * 20, 3), warmup=1 if work * 20 < ENOUGH else 0)
         layer = SodaLayer("svd", factors, None)
         ways["rotation"] = lambda W=W, layer=layer: W + layer.delta(W)
-        slow: dict[str, Callable[[], object]] = {}
-        for kind in ("qr", "svd"):
-            spectrum, shifted = decompose(W, kind), SodaLayer(kind, factors, shift)  # type: ignore[arg-type]
-            ways[f"{kind.upper()}, decomposed before"] = lambda W=W, layer=shifted, s={kind: spectrum}: (
-                W + layer.delta(W, spectra=s)
+        for kind in DECOMPOSITIONS:
+            shifted = SodaLayer(kind, factors, shift)
+            ways[f"{kind.upper()}, decomposed before"] = lambda W=W, layer=shifted, known=known: (
+                W + layer.delta(W, spectra=known)
             )
-            slow[f"{kind.upper()}, decomposing"] = lambda W=W, kind=kind: decompose(W, kind)
-        work = float(out * width * rank)
-        timings = interleaved(ways, repeats(work * 100), warmup=1)
-        work = float(out * width * min(out, width))
-        timings |= interleaved(slow, repeats(work * 20, 3), warmup=1 if work * 20 < ENOUGH else 0)
+        timings |= interleaved(ways, repeats(float(out * width * rank) * 100), warmup=1)
         for way, timing in timings.items():
             total[way] = total.get(way, 0.0) + count * timing.median
     for way, seconds in total.items():
         yield _row("load", family, way, seconds, total["LoRA rank 8"], "LoRA rank 8")
 
 
-def merging(family: Family) -> Iterable[Row]:
+def merging(family: Family, spectra: Spectra) -> Iterable[Row]:
     """Two whole adapters, and the report of how they overlap; the report on the base, a layer of each shape."""
     pair = [_adapter(family, "auto", 3, seed) for seed in (0, 1)]
     ways: dict[str, Callable[[], object]] = {
@@ -108,13 +116,13 @@ def merging(family: Family) -> Iterable[Row]:
         name = next(name for name, of in family.layers.items() if of == shape)
         one = [SodaAdapter({name: adapter.layers[name]}, adapter.metadata) for adapter in pair]
         W = torch.randn(shape)
-        base = W, {"qr": decompose(W, "qr")}
+        base = W, spectra[shape]
         way = {"report": lambda one=one, base=base: interference(one[0], one[1], lambda _: base)}  # type: ignore[misc]
         seconds += count * interleaved(way, 3, warmup=1)["report"].median
     yield _row("merge", family, "report, with the base", seconds)
 
 
-def files(family: Family) -> Iterable[Row]:
+def files(family: Family, _: Spectra) -> Iterable[Row]:
     """Parameters and bytes of a trained adapter, by factor preset; a LoRA in fp16 for comparison."""
     shifts = sum(min(shape) for shape in family.layers.values())
     lora = sum(out + width for out, width in family.layers.values())
@@ -234,10 +242,11 @@ def main() -> None:
     torch.manual_seed(0)
     rows: list[Row] = []
     for family in families():
-        for part in (step, load, merging, files):
+        spectra: Spectra = {}
+        for part in (load, step, merging, files):
             if args.quick and family.name != "SD 1.5" and part is not files:
                 continue
-            rows += part(family)
+            rows += part(family, spectra)
     rows += growth(args.quick)
 
     def seconds(row: Row) -> str:

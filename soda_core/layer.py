@@ -222,7 +222,7 @@ class SodaLayer(AdaptedLayer):
     def _sketch(self, spectrum: Spectrum | None) -> Tensor:
         if self.shift is None or spectrum is None:
             return torch.zeros(SKETCH_SHAPE)
-        shift = self.shift.to(spectrum.like)
+        shift = self.shift.to(spectrum.like.device)
         return sketch_of(lambda x: spectrum.apply(x.to(spectrum.like), shift), spectrum.width, shift.device)
 
     def spectral_error(self, weight: Tensor, spectra: dict[Decomposition, Spectrum] | None = None) -> BaseCheck | None:

@@ -41,15 +41,17 @@ class Spectrum(ABC):
     @property
     @abstractmethod
     def like(self) -> Tensor:
-        """A tensor in the dtype and on the device it computes in."""
+        """A basis: in the dtype and on the device that products are computed in."""
 
     @property
     @abstractmethod
     def width(self) -> int:
         """Number of inputs of the weight."""
 
-    def to(self, device: torch.device | str) -> Spectrum:
-        return from_tensors(self.kind, {k: v.to(device) for k, v in self.tensors().items()})
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Spectrum:
+        """A copy on ``device``, its bases in ``dtype``; singular values keep theirs, so a shift loses nothing."""
+        moved = {k: v.to(device, dtype if v.ndim == 2 else None) for k, v in self.tensors().items()}
+        return from_tensors(self.kind, moved)
 
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
@@ -68,7 +70,7 @@ class SvdSpectrum(Spectrum):
         return torch.relu(self.S + shift) - self.S
 
     def delta(self, shift: Tensor) -> Tensor:
-        return (self.U * self.change(shift)) @ self.Vh
+        return (self.U * self.change(shift).to(self.U)) @ self.Vh
 
     def apply(self, x: Tensor, shift: Tensor) -> Tensor:
         return self._through(x, self.change(shift))
@@ -78,7 +80,7 @@ class SvdSpectrum(Spectrum):
         return self._through(x, torch.relu(self.S + shift))
 
     def _through(self, x: Tensor, diagonal: Tensor) -> Tensor:
-        return (x @ self.Vh.mT * diagonal) @ self.U.mT
+        return (x @ self.Vh.mT * diagonal.to(x)) @ self.U.mT
 
     def knots(self, count: int) -> Tensor:
         """Hat functions over the singular values, on ``count`` even knots from 0 to the largest: ``(r, count)``.
@@ -91,8 +93,13 @@ class SvdSpectrum(Spectrum):
         return (1 - (places[:, None] - torch.arange(count, device=places.device)).abs()).clamp(min=0)
 
     @property
+    def exact(self) -> bool:
+        """Whether it is the weight to rounding: not with bases in a smaller dtype."""
+        return self.U.dtype == self.S.dtype
+
+    @property
     def like(self) -> Tensor:
-        return self.S
+        return self.Vh
 
     @property
     def width(self) -> int:
@@ -114,7 +121,7 @@ class QrSpectrum(Spectrum):
         return self._pad(shift[:, None] * self.Qh, dim=0)
 
     def apply(self, x: Tensor, shift: Tensor) -> Tensor:
-        return self._pad(x @ self.Qh.mT * shift, dim=-1)
+        return self._pad(x @ self.Qh.mT * shift.to(x), dim=-1)
 
     def _pad(self, y: Tensor, dim: int) -> Tensor:
         missing = self.out - self.Qh.shape[0]

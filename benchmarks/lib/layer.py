@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -25,11 +25,15 @@ KINDS = {
 
 
 def layer_ways(
-    out: int, width: int, tokens: int, count: int, kinds: Sequence[str] = tuple(KINDS), rank: int = 4
-) -> tuple[Ways, dict[str, str]]:
+    out: int, width: int, tokens: int, count: int, kinds: Sequence[str] = tuple(KINDS), rank: int = 4,
+    known: Mapping[str, Spectrum] | None = None,
+) -> tuple[Ways, dict[str, str]]:  # fmt: skip
     """``count`` like layers in every way, and for each of ours where it puts rotation / shift.
 
     The frozen layer's gradient goes to its input only.
+
+    Args:
+        known: decompositions of any weight of the shape, by kind; what is missing is computed.
     """
     import_host()
     from soda_core.host.training import _AdaptedForward  # what a training run puts in a module's place
@@ -38,7 +42,8 @@ def layer_ways(
     x = torch.randn(1, tokens, width, requires_grad=True)
     g = torch.randn(1, tokens, out)
     ways: Ways = {"frozen": _frozen(modules, x, g), f"LoRA rank {rank}": _lora(modules, x, g, rank)}
-    spectra: dict[str, list[Spectrum]] = {}  # one decomposition for all kinds that use it
+    # one decomposition for all kinds that use it
+    spectra: dict[str, list[Spectrum]] = {kind: [spectrum] * count for kind, spectrum in (known or {}).items()}
     chosen = {}
     for kind in kinds:
         settings = KINDS[kind]

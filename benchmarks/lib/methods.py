@@ -21,6 +21,9 @@ PRESETS["bench-soda-large"] = {320: (4, 80), 768: (12, 64)}
 PRESETS["bench-rotation-small"] = {320: (16, 20), 768: (4, 8, 24)}
 PRESETS["bench-rotation-large"] = {320: (4, 80), 768: (8, 96)}
 
+#: a shift of its own for every singular value, as in the paper; a curve over the singular values
+INDEPENDENT: dict[str, Any] = {"decomposition": "svd", "shift_knots": 0}
+CURVE: dict[str, Any] = {"decomposition": "svd", "shift_knots": 16}
 WIDE = [".attn2.to_k", ".attn2.to_v"]  #: the layers with 768 inputs
 NARROW = [".attn1.to_q", ".attn1.to_k", ".attn1.to_v", ".attn1.to_out.0", ".attn2.to_q", ".attn2.to_out.0"]
 
@@ -38,6 +41,7 @@ class Method:
     budget: Budget
     settings: dict[str, Any] | None = None
     peft: Callable[[], list[tuple[list[str], Any]]] | None = field(default=None, repr=False)
+    slow: bool = False  #: several times the others' time a step: left to the end
     cayley: bool = False  #: train rotations as Cayley transforms, for comparison with our optimiser
 
     @property
@@ -110,11 +114,13 @@ def _boft_large() -> list[tuple[list[str], Any]]:
 METHODS = {
     method.key: method
     for method in (
-        Method("SODA-SVD", "small", {"decomposition": "svd", "factor_preset": "bench-soda-small"}),
-        Method("SODA-SVD", "large", {"decomposition": "svd", "factor_preset": "bench-soda-large"}),
+        Method("SODA-SVD", "small", {**INDEPENDENT, "factor_preset": "bench-soda-small"}),
+        Method("SODA-SVD", "large", {**INDEPENDENT, "factor_preset": "bench-soda-large"}),
+        Method("SODA-SVD curve", "small", {**CURVE, "factor_preset": "bench-rotation-small"}),
+        Method("SODA-SVD curve", "large", {**CURVE, "factor_preset": "bench-soda-large"}),
         Method("SODA-QR", "small", {"decomposition": "qr", "factor_preset": "bench-soda-small"}),
         Method("SODA-QR", "large", {"decomposition": "qr", "factor_preset": "bench-soda-large"}),
-        Method("shift only", "small", {"decomposition": "svd", "train": "shift only"}),
+        Method("shift only", "small", {**INDEPENDENT, "train": "shift only"}),
         Method("rotation only", "small", {"train": "rotation only", "factor_preset": "bench-rotation-small"}),
         Method("rotation only", "large", {"train": "rotation only", "factor_preset": "bench-rotation-large"}),
         Method("LoRA", "small", peft=_lora_small),
@@ -123,7 +129,7 @@ METHODS = {
         Method("LoKr", "large", peft=_lokr_large),
         Method("OFT", "small", peft=_oft_small),
         Method("OFT", "large", peft=_oft_large),
-        Method("BOFT", "small", peft=_boft_small),
-        Method("BOFT", "large", peft=_boft_large),
+        Method("BOFT", "small", peft=_boft_small, slow=True),
+        Method("BOFT", "large", peft=_boft_large, slow=True),
     )
 }

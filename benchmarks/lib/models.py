@@ -65,7 +65,7 @@ def latents(side: int) -> dict[str, Any]:
 
 
 class OneRun:
-    """Our training loop on random data, with our layers or peft's: float32, batch 1, plain loss.
+    """Our training loop on random data, with our layers or peft's: batch 1, plain loss.
 
     After :meth:`go`, ``seconds`` is the time of the steps, and for our own layers ``needs`` what the run said it needs.
 
@@ -75,9 +75,10 @@ class OneRun:
 
     def __init__(
         self, patcher: Any, preset: str, side: int, method: Method, steps: int = 10_000, checkpointing: bool = False,
-        on_step: OnStep = lambda: None,
+        on_step: OnStep = lambda: None, dtype: str = "fp32",
     ) -> None:  # fmt: skip
-        self.patcher, self.method, self.steps, self.checkpointing = patcher, method, steps, checkpointing
+        self.patcher, self.method, self.steps = patcher, method, steps
+        self.options = {"dtype": dtype, "gradient_checkpointing": checkpointing}
         self.on_step, self.latents, self.conditioning = on_step, latents(side), conditioning(preset)
         self.needs: dict[str, int] = {}
         self.seconds = 0.0
@@ -88,7 +89,7 @@ class OneRun:
 
         settings = TrainSettings(**{"steps": self.steps, "loss": "mse", **(self.method.settings or {})})
         data = TrainingData(latents=[self.latents], positive=[self.conditioning])
-        options = RunOptions(dtype="fp32", gradient_checkpointing=self.checkpointing)
+        options = RunOptions(**self.options)  # type: ignore[arg-type]
         with _host_state(self.patcher):
             training = new_run(self.patcher, data, settings, options, method=self.method)
             training._on_step = lambda _: self.on_step()  # type: ignore[method-assign]

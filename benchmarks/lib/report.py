@@ -15,6 +15,7 @@ Row = dict[str, Any]
 #: One colour and marker per method in every plot; ours in one family of colours.
 LOOKS = {
     "SODA-SVD": ("#c2185b", "o"),
+    "SODA-SVD curve": ("#f57c00", "D"),
     "SODA-QR": ("#7b1fa2", "s"),
     "rotation only": ("#f06292", "^"),
     "shift only": ("#ba68c8", "v"),

@@ -212,7 +212,9 @@ class _BlockDiagonal:
 
     @staticmethod
     def apply(blocks: Tensor) -> Tensor:
-        return torch.stack([torch.block_diag(*stack.unbind()) for stack in blocks])
+        m, n, k, _ = blocks.shape
+        spread = torch.eye(n).to(blocks)[:, None, :, None] * blocks.unsqueeze(3)  # (m, n, k, n, k)
+        return spread.reshape(m, n * k, n * k)
 
 
 def _allow_butterflies() -> None:

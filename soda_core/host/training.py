@@ -243,11 +243,13 @@ class _Run:
         if not self.settings.shifts:
             return {}
         steps = Steps(len(self.names))
+        # in bfloat16 a step would round what it computes with them anyway, and they are most of the memory
+        bases = torch.bfloat16 if self.dtype == "bf16" else None
         spectra = {}
         with torch.no_grad():
             for name, weight in self.weights.items():
                 steps.tick()
-                spectra[name] = store().get(weight, self.settings.decomposition, self.device)
+                spectra[name] = store().get(weight, self.settings.decomposition, self.device).to(self.device, bases)
         return spectra
 
     def _load(self) -> None:

@@ -32,7 +32,7 @@ class TrainSettings:
     shift_lr: float = 5e-5
     decomposition: Decomposition = "svd"
     train: Train = "rotation + shift"
-    shift_knots: int = 0  #: 0: every singular value has its own shift; else a curve over them with so many knots
+    shift_knots: int = 16  #: of the curve over the singular values that a shift is (svd); 0: each its own, the paper's
     factor_preset: str = "auto"
     factor_count: int = 3
     layers: str = "attention"
@@ -57,8 +57,6 @@ class TrainSettings:
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value > 0, "above 0")
         self._require("shift_knots", self.shift_knots == 0 or self.shift_knots >= 2, "0, or 2 or more")
-        if self.shift_knots and self.decomposition != "svd" and self.shifts:
-            raise SettingsError("shift_knots makes a curve over singular values, so it needs decomposition = 'svd'")
         self._require("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"between 0 and steps ({self.steps})")
         choices: dict[str, tuple[str, ...]] = {
             "decomposition": get_args(Decomposition),
@@ -85,6 +83,10 @@ class TrainSettings:
     @property
     def shifts(self) -> bool:
         return self.train != "rotation only"
+
+    def shift_size(self, rank: int) -> int:
+        """Number of trained values in the shift of a weight of ``rank``; a curve where it is less."""
+        return min(self.shift_knots, rank) if self.shift_knots and self.decomposition == "svd" else rank
 
     def lr_factor(self, step: int) -> float:
         """Multiplier of both learning rates at ``step`` (0-based): linear warm-up, then the schedule."""

@@ -39,6 +39,7 @@ class TrainableLayer:
         self, shape: tuple[int, ...], sizes: tuple[int, ...], decomposition: Decomposition, spectrum: Spectrum | None
     ) -> None:
         self.shape, self.sizes, self.decomposition, self.spectrum = shape, sizes, decomposition, spectrum
+        self.rank = min(shape[0], math.prod(shape[1:]))
         self.factors: list[Tensor] = []
         self.groups: list[Tensor] = []  #: the factors multiplied out as far as it pays
         self.shift: Tensor | None = None
@@ -69,7 +70,7 @@ class TrainableLayer:
         """``Δ(shift) x`` for rotated activations ``(*batch, in) -> (*batch, out)``; None without a shift."""
         if self.shift is None or self.spectrum is None:
             return None
-        return self.spectrum.apply(x.to(result_dtype(x)), self.shift).to(x.dtype)
+        return self.spectrum.apply(x.to(self.spectrum.like), self.shift).to(x.dtype)
 
     def whole_output(self, x: Tensor) -> Tensor | None:
         """``(W0 + Δ(shift)) x`` without W0, for rotated activations; None where W0 is needed.
@@ -81,7 +82,7 @@ class TrainableLayer:
 
     def _in_place_of_w0(self, dtype: torch.dtype) -> SvdSpectrum | None:
         spectrum = self.spectrum
-        return spectrum if isinstance(spectrum, SvdSpectrum) and spectrum.like.dtype == dtype else None
+        return spectrum if isinstance(spectrum, SvdSpectrum) and spectrum.exact and spectrum.S.dtype == dtype else None
 
     def sides(self, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Side, Side]:
         """Where rotation and shift cost least for ``tokens`` rows of activations, forward and backward together.
@@ -91,7 +92,7 @@ class TrainableLayer:
         convolution's tokens are its output positions; making columns of them takes more passes.
         """
         out, width = self.shape[0], math.prod(self.shape[1:])
-        rank = min(out, width)
+        rank = self.rank
         weight_gradient = 1.0
         rotation = (3 * sum(R.shape[-1] for R in self.groups) + 6 * PASS) / out if self.groups else 0.0
         on_weight = rotation * out / tokens
@@ -146,8 +147,10 @@ class TrainableAdapter(nn.Module):
         self.rotations = nn.ParameterDict(
             {str(k): nn.Parameter(torch.eye(k, device=device).repeat(n, 1, 1)) for k, n in sorted(counts.items())}
         )
-        self.curves = self._curves() if settings.shifts and settings.shift_knots else None
-        self.shift_sizes = [shift_size(shape, settings) for shape in shapes.values()] if settings.shifts else []
+        self.shift_sizes = (
+            [settings.shift_size(layer.rank) for layer in self.layers.values()] if settings.shifts else []
+        )
+        self.curves = self._curves()
         self.shifts = nn.Parameter(torch.zeros(sum(self.shift_sizes), device=device)) if settings.shifts else None
         self.begin_step()
 
@@ -162,19 +165,19 @@ class TrainableAdapter(nn.Module):
                 alike.setdefault(layer.sizes, []).append(layer)
             if shifts is not None:
                 values = next(shifts)
-                layer.shift = values if self.curves is None else self.curves[name] @ values
+                layer.shift = self.curves[name] @ values if name in self.curves else values
         for layers in alike.values():  # once a step and for all layers of a kind, instead of at every forward pass
             stacked = [torch.stack(column) for column in zip(*(layer.factors for layer in layers), strict=True)]
             for layer, *groups in zip(layers, *(G.unbind(0) for G in grouped(stacked)), strict=True):
                 layer.groups = groups
 
     def _curves(self) -> dict[str, Tensor]:
-        """The knots of every layer, ``(r, knots)``."""
-        curves = {}
-        for name, layer in self.layers.items():
-            assert isinstance(layer.spectrum, SvdSpectrum)  # the settings allow knots for nothing else
-            curves[name] = layer.spectrum.knots(self.settings.shift_knots).float()
-        return curves
+        """The knots ``(r, knots)`` of every layer whose shift is a curve."""
+        return {
+            name: layer.spectrum.knots(size).float()
+            for (name, layer), size in zip(self.layers.items(), self.shift_sizes, strict=False)
+            if size < layer.rank and isinstance(layer.spectrum, SvdSpectrum)
+        }
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Stiefel Adam for the rotations, AdamW for the shifts, as far as each is trained."""
@@ -213,11 +216,6 @@ class TrainableAdapter(nn.Module):
             )
             layers[name] = soda if weights is None else soda.with_probe(weights[name], layer.spectrum)
         return SodaAdapter(layers, dict(metadata))
-
-
-def shift_size(shape: tuple[int, ...], settings: TrainSettings) -> int:
-    """Number of trained values in a layer's shift under ``settings``, which must train shifts."""
-    return settings.shift_knots or min(shape[0], math.prod(shape[1:]))
 
 
 def layer_factor_sizes(shape: tuple[int, ...], settings: TrainSettings) -> tuple[int, ...]:

@@ -5,15 +5,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from benchmarks.lib.report import mean_and_spread, table
-from benchmarks.quality import HIGH, HIGHEST, LOW, LOWEST, Results, last_rate, score
-
-
-@pytest.mark.parametrize(("low", "high", "third"), [(0.1, 0.2, HIGHEST), (0.2, 0.1, LOWEST), (0.0, 0.0, LOWEST)])
-def test_the_last_try_goes_where_the_best_points(low, high, third) -> None:
-    assert last_rate({LOW: low, HIGH: high}) == third
+from benchmarks.quality import Results, score
 
 
 def test_a_run_that_diverged_is_never_chosen() -> None:
@@ -21,9 +14,10 @@ def test_a_run_that_diverged_is_never_chosen() -> None:
 
 
 def test_likeness_alone_does_not_choose_a_rate() -> None:
-    shows_only_the_subject = {"task": "subject", "similarity": 0.9, "prompt_accuracy": 0.1}
-    does_both = {"task": "subject", "similarity": 0.5, "prompt_accuracy": 0.9}
-    assert score(does_both) > score(shows_only_the_subject)
+    shows_only_the_subject = {"task": "subject", "gain": 0.9, "prompt_accuracy": 0.1}
+    does_both = {"task": "subject", "gain": 0.5, "prompt_accuracy": 0.9}
+    learnt_nothing = {"task": "subject", "gain": 0.0, "prompt_accuracy": 1.0}
+    assert score(does_both) > score(shows_only_the_subject) > score(learnt_nothing)
 
 
 def test_results_outlast_a_stop_within_a_line(tmp_path) -> None:

@@ -19,7 +19,7 @@ from soda_core.training.trainable import TrainableAdapter
 
 from .conftest import random_layer
 
-SETTINGS = TrainSettings(steps=200, rotation_lr=1e-2, shift_lr=1e-2, loss="mse", gradient_clip=0.0)
+SETTINGS = TrainSettings(steps=200, rotation_lr=1e-2, shift_lr=1e-2, loss="mse", gradient_clip=0.0, shift_knots=0)
 SHAPES = {"a": (20, 30), "b": (30, 20), "c": (8, 6, 3, 3)}
 
 
@@ -110,7 +110,31 @@ def test_w0_is_needed_in_a_smaller_dtype() -> None:
     """A decomposition in float32 does not give back exactly what a bfloat16 product with W0 gives."""
     _, trainable, _ = problem(SETTINGS)
     layer = trainable.layers["a"]
-    assert layer.whole_output(torch.randn(2, layer.shape[1]).bfloat16()) is None
+    x = torch.randn(2, layer.shape[1])
+    assert layer.whole_output(x) is not None
+    assert layer.whole_output(x.bfloat16()) is None
+    layer.spectrum = layer.spectrum.to("cpu", torch.bfloat16)
+    assert layer.whole_output(x) is None and layer.whole_output(x.bfloat16()) is None
+
+
+@pytest.mark.parametrize("kind", ["svd", "qr"])
+def test_bases_in_half_the_memory_give_the_same_change_and_gradient(kind) -> None:
+    W, x, generator = torch.randn(48, 64), torch.randn(5, 64), torch.Generator().manual_seed(0)
+    values = 0.1 * torch.randn(48, generator=generator)
+    exact = decompose(W, kind)
+    small = exact.to("cpu", torch.bfloat16)
+    assert small.nbytes() < 0.55 * exact.nbytes()
+
+    def results(spectrum):
+        shift = values.clone().requires_grad_()
+        change, y = spectrum.delta(shift), spectrum.apply(x.to(spectrum.like), shift)
+        (change.float().pow(3).sum() + y.float().pow(3).sum()).backward()
+        return change.detach().float(), y.detach().float(), shift.grad
+
+    for ours, theirs in zip(results(small), results(exact), strict=True):
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    assert not small.delta(torch.zeros(48)).any(), "starts exactly at the base"
+    assert torch.equal(decompose(W, kind).to("cpu").like, exact.like)
 
 
 def sides(shape, tokens, decomposition, train="rotation + shift"):
@@ -346,8 +370,19 @@ def test_a_curve_survives_a_rounded_base_where_independent_shifts_do_not() -> No
     assert error(curve, torch.float8_e4m3fn) < 0.15 < 0.8 < error(independent, torch.float8_e4m3fn)
 
 
-def test_knots_need_singular_values() -> None:
-    for values in ({"shift_knots": 1}, {"shift_knots": -2}, {"shift_knots": 8, "decomposition": "qr"}):
+def test_knots_are_for_singular_values_and_for_more_of_them_than_knots() -> None:
+    for values in ({"shift_knots": 1}, {"shift_knots": -2}):
         with pytest.raises(SettingsError, match="shift_knots"):
             TrainSettings(**values)
-    TrainSettings(shift_knots=8, decomposition="qr", train="rotation only")
+    assert TrainSettings().shift_size(320) == 16 and TrainSettings().shift_size(4) == 4
+    assert TrainSettings(shift_knots=0).shift_size(320) == TrainSettings(decomposition="qr").shift_size(320) == 320
+
+
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+def test_the_default_trains_layers_of_every_rank(decomposition) -> None:
+    settings = replace(SETTINGS, decomposition=decomposition, shift_knots=16, steps=3)
+    _, trainable, batch_loss = problem(settings)  # ranks 20, 20 and 8
+    train(trainable, batch_loss, lambda p: None, Progress())
+    assert trainable.shift_sizes == ([16, 16, 8] if decomposition == "svd" else [20, 20, 8])
+    for layer in trainable.to_adapter(None, {}).layers.values():
+        assert layer.shift.shape == (min(layer.shape[0], math.prod(layer.shape[1:])),) and layer.shift.norm() > 0

@@ -113,6 +113,23 @@ def test_cancel_and_errors_leave_no_trace_and_keep_the_work(host, model, monkeyp
     assert adapter.metadata["steps"] in (2, 3)
 
 
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+def test_bfloat16_learns_the_same_and_its_files_pass_the_base_check(host, model, decomposition) -> None:
+    def trained(dtype):
+        options = host.core("host.training").RunOptions(filename_prefix="t/run", dtype=dtype)
+        return train(host, model, options=options, decomposition=decomposition, steps=2)
+
+    exact, half = trained("fp32"), trained("bf16")
+    assert half.losses == pytest.approx(exact.losses, rel=0.02)
+    agreement, layers = 0.0, half.adapter.layers
+    for name, layer in layers.items():
+        weight = host.core("host.base").pristine_weight(model, f"{name}.weight")
+        assert layer.spectral_error(weight).spectral_error < 0.01
+        agreement += float(torch.cosine_similarity(layer.shift, exact.adapter.layers[name].shift, dim=0))
+    assert agreement / len(layers) > 0.9
+
+
 def test_the_same_seed_gives_the_same_adapter_and_another_does_not(host, model) -> None:
     def tensors(seed):
         adapter = train(host, model, seed=seed, batch_size=2).adapter

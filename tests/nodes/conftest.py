@@ -62,7 +62,7 @@ TRAIN = {
     "layer_pattern": "",
     "factor_preset": "auto",
     "factor_count": 3,
-    "shift_knots": 0,
+    "shift_knots": 16,
     "loss": "mse",
     "dco_beta": 1000.0,
     "min_snr_gamma": 5.0,
