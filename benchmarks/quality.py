@@ -40,6 +40,7 @@ from dev import cache_root  # noqa: E402
 from soda_core.errors import TrainingError  # noqa: E402
 
 Row = dict[str, Any]
+MEASURES = 2  #: raised when a row says something else than before, so that kept ones are not mixed in
 RATES = (3e-3, 1e-2, 3e-2)  #: every method's tries; at 1e-3 most learn nothing in so few steps
 #: what is varied in the ablations, on a subject that no rate was chosen on
 ABLATED, ABLATION_SEED = "SODA-SVD-large", 1
@@ -110,7 +111,7 @@ class Bench:
     def __init__(self, plan: Plan, work: Path, folder: Path, kind: str = "") -> None:
         base = checkpoint(cache_root())
         # another model, judge or training is another benchmark
-        of = (base.stem, hashlib.sha256(JUDGE.read_bytes()).hexdigest(), plan.training, plan.prompts)
+        of = (MEASURES, base.stem, hashlib.sha256(JUDGE.read_bytes()).hexdigest(), plan.training, plan.prompts)
         self.plan, self.folder, self.kind = plan, folder, kind
         self.results = Results(
             work / hashlib.sha256(repr((of, plan.sampling_steps)).encode()).hexdigest()[:12], kind or "merge"
@@ -203,7 +204,7 @@ class Bench:
             reported = task.name in (*self.plan.subjects, *self.plan.styles)
             row: Row = {
                 "method": "base", "budget": "none", "task": task.kind, task.kind: task.name, "seed": seed,
-                "note": "base" if reported else "base of tuning",
+                "note": "base" if reported else "base, not reported",
             }  # fmt: skip
             self.results.add(key, [{**row, **self.measure(task, None, seed)}])
         return self.results.rows[key][0]
@@ -311,7 +312,7 @@ def adapter_path(deltas: Path) -> Path:
 
 
 def score(row: Row) -> float:
-    """What learning rates are chosen by: the product of learning the thing and keeping the rest; 0 for the base."""
+    """What learning rates are chosen by: the product of learning the thing and keeping the rest."""
     if row.get("diverged"):
         return 0.0
     if row["task"] == "subject":

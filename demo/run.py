@@ -49,12 +49,12 @@ PROMPTS = {
 #: for a model a thirtieth of the usual size and a fifth of the usual steps; see "How it is set" in demo/README.md
 TRAIN = {"layers": "all linear + conv", "factor_preset": "large", "loss": "mse"}
 SCHEDULES = {"subject": "cosine", "style": "constant"}
-RATES = {"subject": 3e-3, "style": 4e-3}
+RATES = {"subject": 3e-3, "style": 2.8e-3}
 LORA_RATES = {"subject": 1e-3, "style": 2e-3}
 MERGE = {"subject_strength": 1.0, "style_strength": 0.8}
 #: as a host started by hand: threads wait awake for a moment, where tests on shared machines let them sleep
 THREADS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
-SAMPLE = {"steps": 25, "cfg": 3.0}
+SAMPLE = {"steps": 20, "cfg": 3.0}
 
 
 @dataclass

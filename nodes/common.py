@@ -53,7 +53,7 @@ def strength_inputs() -> list[io.Input]:
             "ignore_base_check",
             default=False,
             advanced=True,
-            tooltip="An adapter's spectral shift only fits the weights it was trained on. Above 20 % error the node "
+            tooltip="An adapter's spectral shift belongs to the base it was trained on. Above 20 % error the node "
             "stops; on = go on all the same. Off by default, because a wrong base fails without any other sign.",
         ),
     ]

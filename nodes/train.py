@@ -264,7 +264,7 @@ class SodaTrain(io.ComfyNode):
                     advanced=True,
                     tooltip="For svd: the shift is a smooth curve over the singular values with so many knots. 16 "
                     "(default) also fits bf16 and fp8 copies of the base model; 0 gives every singular value a shift "
-                    "of its own, as in the paper, which fits the very same base only. qr needs no curve.",
+                    "of its own, as in the paper, which is partly lost on such copies. qr needs no curve.",
                 ),
                 io.Conditioning.Input(
                     "base_positive",

@@ -62,7 +62,7 @@ class SodaAdapter:
         return layer.adapt(weight, strength, mode, spectra)
 
     def parameters(self) -> int:
-        """Number of trained values."""
+        """How many numbers it stores: of a shift all its values, also where fewer knots were trained."""
         return sum(layer.parameters() for layer in self.layers.values())
 
     @property

@@ -2,7 +2,8 @@
 """Decompositions and maps of the orthogonal group that everything else is built from.
 
 Dtype policy of the pack: mathematics runs in float32 or better whatever the dtype of the input; public entry points
-return the input's dtype. Logarithms, roots and decompositions run in float64 where the device has it.
+return the input's dtype. Logarithms, roots and decompositions run in float64 where the device has it. One exception: a
+training step in bfloat16 multiplies with singular vectors in bfloat16.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Spectrum(ABC):
         """Number of inputs of the weight."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Spectrum:
-        """A copy on ``device``, its bases in ``dtype``; singular values keep theirs, so a shift loses nothing."""
+        """The same on ``device``, its bases in ``dtype``; singular values keep theirs, so a shift loses nothing."""
         moved = {k: v.to(device, dtype if v.ndim == 2 else None) for k, v in self.tensors().items()}
         return from_tensors(self.kind, moved)
 

@@ -2,7 +2,7 @@
 """The methods that are compared, at two budgets of trainable parameters, on the base model's 48 attention layers.
 
 36 of these layers have 320 inputs and 12 have 768; all have 320 outputs. The small budget is SVDiff's one number per
-singular value (15,360), the large one OFT's with blocks of 16 (155,520); sizes are chosen to come within a tenth of it.
+singular value (15,360), the large one OFT's with blocks of 16 (155,520); sizes are chosen to come within about a tenth.
 Parameters are degrees of freedom: an orthogonal k x k matrix counts k (k - 1) / 2, however it is stored.
 """
 

@@ -12,7 +12,7 @@ from benchmarks.lib.machine import write_rows
 
 Row = dict[str, Any]
 
-#: One colour and marker per method in every plot; ours in one family of colours.
+#: One colour and marker per method in every plot; ours in warm colours.
 LOOKS = {
     "SODA-SVD": ("#c2185b", "o"),
     "SODA-SVD curve": ("#f57c00", "D"),
@@ -166,7 +166,7 @@ def write(rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan
     parts.append("Diverged runs are counted in the number of runs, not in the means.")
     parts += reference_lines([row for row in rows if row.get("note") == "base"])
     if subjects := of("subject"):
-        parts += ["## Subjects", table(subjects, ("similarity", "prompt_accuracy", "class_accuracy"), _rate)]
+        parts += ["## Subjects", table(subjects, ("similarity", "gain", "prompt_accuracy", "class_accuracy"), _rate)]
         scatter(subjects, "prompt_accuracy", "similarity", "Subject: likeness against the rest of the prompt",
                 folder / "quality-subject.png", ("prompt accuracy", "similarity to the real pictures"))  # fmt: skip
     if styles := of("style"):

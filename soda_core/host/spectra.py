@@ -66,6 +66,8 @@ class SpectrumStore:
         self._held = 0  # bytes in memory
         self.computed = 0  #: decompositions computed so far, for logs and tests
 
+    @torch.inference_mode(False)  # what is kept must also do for a training
+    @torch.no_grad()
     def get(self, weight: Tensor, kind: Decomposition, device: torch.device, content: str | None = None) -> Spectrum:
         """The decomposition of a pristine weight, on ``device``; ``content`` is its fingerprint, where it is known."""
         key = f"{content or fingerprint(weight)}-{kind}"

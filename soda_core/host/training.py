@@ -244,7 +244,8 @@ class _Run:
             return {}
         steps = Steps(len(self.names))
         # in bfloat16 a step would round what it computes with them anyway, and they are most of the memory
-        bases = torch.bfloat16 if self.dtype == "bf16" else None
+        compute = _DTYPES[self.dtype] or self.patcher.model.get_dtype_inference()
+        bases = torch.bfloat16 if compute == torch.bfloat16 else None
         spectra = {}
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -312,7 +313,8 @@ class _Run:
         finally:
             trainable.begin_step()  # real tensors again
         return {
-            "decompositions": sum(layer.spectrum.nbytes() for layer in trainable.layers.values() if layer.spectrum),
+            "decompositions": sum(layer.spectrum.nbytes() for layer in trainable.layers.values() if layer.spectrum)
+            + sum(knots.nbytes for _, knots in trainable.curves),
             "adapter and optimiser": _COPIES * sum(p.nbytes for p in parameters),
             "a step": peak,
         }

@@ -157,27 +157,40 @@ class TrainableAdapter(nn.Module):
     def begin_step(self) -> None:
         """Give every layer fresh views of the parameters; call before each forward pass that follows an update."""
         stacks: dict[int, Iterator[Tensor]] = {int(k): iter(p.unbind(0)) for k, p in self.rotations.items()}
-        shifts = iter(self.shifts.split(self.shift_sizes)) if self.shifts is not None else None
+        shifts = self._layer_shifts()
         alike: dict[tuple[int, ...], list[TrainableLayer]] = {}
         for name, layer in self.layers.items():
             layer.factors = [next(stacks[k]) for k in layer.sizes]
             if layer.sizes:
                 alike.setdefault(layer.sizes, []).append(layer)
-            if shifts is not None:
-                values = next(shifts)
-                layer.shift = self.curves[name] @ values if name in self.curves else values
+            layer.shift = shifts.get(name)
         for layers in alike.values():  # once a step and for all layers of a kind, instead of at every forward pass
             stacked = [torch.stack(column) for column in zip(*(layer.factors for layer in layers), strict=True)]
             for layer, *groups in zip(layers, *(G.unbind(0) for G in grouped(stacked)), strict=True):
                 layer.groups = groups
 
-    def _curves(self) -> dict[str, Tensor]:
-        """The knots ``(r, knots)`` of every layer whose shift is a curve."""
-        return {
-            name: layer.spectrum.knots(size).float()
-            for (name, layer), size in zip(self.layers.items(), self.shift_sizes, strict=False)
-            if size < layer.rank and isinstance(layer.spectrum, SvdSpectrum)
-        }
+    def _layer_shifts(self) -> dict[str, Tensor]:
+        """Shift ``(r,)`` by layer name; empty where none are trained."""
+        if self.shifts is None:
+            return {}
+        shifts = dict(zip(self.layers, self.shifts.split(self.shift_sizes), strict=True))
+        for names, knots in self.curves:
+            heights = torch.stack([shifts[name] for name in names])
+            shifts.update(zip(names, (knots @ heights.unsqueeze(-1)).squeeze(-1).unbind(), strict=True))
+        return shifts
+
+    def _curves(self) -> list[tuple[list[str], Tensor]]:
+        """Layers of one rank whose shifts are curves, and their knots ``(layers, r, knots)``."""
+        alike: dict[int, list[str]] = {}
+        for (name, layer), size in zip(self.layers.items(), self.shift_sizes, strict=False):
+            if size < layer.rank:
+                alike.setdefault(layer.rank, []).append(name)
+        return [(names, torch.stack([self._knots(name) for name in names])) for names in alike.values()]
+
+    def _knots(self, name: str) -> Tensor:
+        spectrum = self.layers[name].spectrum
+        assert isinstance(spectrum, SvdSpectrum)  # other shifts are no curves, see TrainSettings.shift_size
+        return spectrum.knots(self.settings.shift_knots).float()
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Stiefel Adam for the rotations, AdamW for the shifts, as far as each is trained."""

@@ -19,12 +19,13 @@ def run(host):
     training, config = host.core("host.training"), host.core("training.settings")
     runs = []
 
-    def prepared(model, preset: str, checkpointing: bool = False, prior: bool = False, **settings):
+    def prepared(model, preset: str, checkpointing: bool = False, prior: bool = False, dtype: str = "fp32",
+                 **settings):  # fmt: skip
         given = [latents(model)], [conditioning(preset)]
         own = {"class_latents": given[0], "class_positive": given[1]} if prior else {}
         run = training._Run(
             model, training.TrainingData(*given, **own), config.TrainSettings(**settings),
-            training.RunOptions(dtype="fp32", gradient_checkpointing=checkpointing),
+            training.RunOptions(dtype=dtype, gradient_checkpointing=checkpointing),
         )  # fmt: skip
         runs.append(run)
         run.prepare()
@@ -51,7 +52,8 @@ CASES = [
     ("sd15-min", {"loss": "dco", "decomposition": "qr", "batch_size": 2}),
     ("sd15-min", {"train": "rotation only", "checkpointing": True}),
     ("sd15-min", {"loss": "min-snr", "prior": True}),
-    ("sd15-min", {"layers": "attention + feed-forward", "shift_knots": 8}),
+    ("sd15-min", {"layers": "attention + feed-forward", "shift_knots": 0}),
+    ("sd15-min", {"dtype": "bf16"}),
 ]
 
 

@@ -130,6 +130,18 @@ def test_bfloat16_learns_the_same_and_its_files_pass_the_base_check(host, model,
     assert agreement / len(layers) > 0.9
 
 
+def test_a_decomposition_that_a_node_asked_for_serves_training_too(host, model) -> None:
+    store = host.core("host.spectra").store()
+    expected = train(host, model)
+    store.clear_memory()
+    with torch.inference_mode():  # as the host runs nodes
+        for name in expected.adapter.layers:
+            store.get(host.core("host.base").pristine_weight(model, f"{name}.weight"), "svd", torch.device("cpu"))
+    computed = store.computed
+    assert train(host, model).losses == expected.losses
+    assert store.computed == computed
+
+
 def test_the_same_seed_gives_the_same_adapter_and_another_does_not(host, model) -> None:
     def tensors(seed):
         adapter = train(host, model, seed=seed, batch_size=2).adapter
