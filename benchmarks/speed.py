@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the method costs, side by side with what a user would pick instead.
 
-    python dev.py bench speed [--quick] [--part layer|optimizer|step|load|merge]...
+    python dev.py bench speed [--quick] [--part layer|optimizer|step|load|sample|merge]...
 
 Both sides run in one process, in turn. Writes ``benchmarks/results/speed.json``: a list of flat rows.
 """
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,46 @@ def loading(quick: bool) -> list[Row]:
     return rows + decompositions(shapes, quick)
 
 
+def sampling(quick: bool) -> list[Row]:
+    """One evaluation of a full-size SD1.5 after loading: fully loaded, and in the host's mode for low memory.
+
+    There weights stay where they are, and are patched anew in every evaluation.
+    """
+    preset, side = ("sd15-12", 128) if quick else ("sd15-full", 256)
+    patcher = models.load(preset)
+    import comfy.model_management as mm
+
+    from soda_core.host import spectra
+    from soda_core.host.apply import apply_adapter
+
+    spectra.store().disk_limit = 0
+    shapes = attention(preset)
+    with tempfile.TemporaryDirectory() as folder:
+        lora = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
+        adapter = models.random_adapter(patcher, shapes, models.ADAPTERS["SVD"], seed=0)
+        ways = {
+            "base": patcher,
+            "LoRA rank 8": models.with_lora(patcher, lora),
+            "SVD": apply_adapter(patcher, None, adapter, 1.0)[0],
+        }
+        rows = []
+        for low in (False, True):
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            for _ in range(2 if quick else 4):
+                for name, way in ways.items():
+                    if low:
+                        way.detach()
+                        way.load(way.load_device, lowvram_model_memory=1)
+                    else:
+                        mm.load_models_gpu([way])
+                    one = partial(models.evaluate, way, preset, side)
+                    seconds[name] += interleaved({name: one}, 1, warmup=1)[name].seconds
+                    way.detach()
+            timings = {name: Timing(values) for name, values in seconds.items()}
+            rows += _rows("sample", "low memory" if low else "loaded", timings, "LoRA rank 8" if low else "base")
+    return rows
+
+
 def decompositions(shapes: dict[str, tuple[int, ...]], quick: bool) -> list[Row]:
     """All layers decomposed, a weight of each shape times its count: ours against torch's SVD in a loop.
 
@@ -283,6 +324,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "optimizer": optimizers,
     "step": steps,
     "load": loading,
+    "sample": sampling,
     "merge": merging,
 }
 

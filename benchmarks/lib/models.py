@@ -64,6 +64,12 @@ def latents(side: int) -> dict[str, Any]:
     return {"samples": torch.randn(1, 4, side // 8, side // 8, generator=torch.Generator().manual_seed(2))}
 
 
+def evaluate(patcher: Any, preset: str, side: int) -> None:
+    """The model once, as it stands, as a sampling step does."""
+    with torch.inference_mode():
+        patcher.model.apply_model(latents(side)["samples"], torch.tensor([0.7]), c_crossattn=conditioning(preset)[0][0])
+
+
 class OneRun:
     """Our training loop on random data, with our layers or peft's: batch 1, plain loss.
 
