@@ -231,15 +231,19 @@ def test_half_and_fp8_weights_in_memory(host, dtype, tolerance) -> None:
         assert not torch.equal(found[name].float(), W0.float())
 
 
-def test_fp8_base_warns_or_is_refused(host, caplog) -> None:
-    """An SVD shift trained on fp16 weights does not survive fp8 storage; the loader must say so."""
-    family = make_family(host, "sd15-min", train="shift only", steps=20, shift_lr=0.05)
+def test_fp8_base_is_refused_to_single_shifts_and_taken_by_a_curve(host, caplog) -> None:
+    """A number for each singular value, trained on fp16 weights, does not survive fp8 storage; the loader says so."""
+    single, curve = (
+        make_family(host, "sd15-min", train="shift only", steps=20, shift_lr=0.05, shift_knots=knots)
+        for knots in (0, 16)
+    )
     errors, apply = host.core("errors"), host.core("host.apply").apply_adapter
     model = host.model("sd15-min", "f8", dtype=torch.float8_e4m3fn)
     with torch.inference_mode():
+        apply(model, None, curve.adapter)
         with pytest.raises(errors.BaseMismatchError, match=r"other weights.*\d+\.\d+%.*ignore_base_check"):
-            apply(model, None, family.adapter)
-        apply(model, None, family.adapter, ignore_base_check=True)
+            apply(model, None, single.adapter)
+        apply(model, None, single.adapter, ignore_base_check=True)
     assert any("base check" in r.message and r.levelname == "WARNING" for r in caplog.records)
 
 
