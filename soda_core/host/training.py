@@ -278,7 +278,7 @@ class _Run:
         """Say how much is trained and what memory it takes, before the first step."""
         rotation = sum(p.numel() for p in trainable.rotations.values())
         shift = 0 if trainable.shifts is None else trainable.shifts.numel()
-        logging.info("SODA: %s parameters (%s rotation, %s shift) in %d layers",
+        logging.info("SODA: %s trained parameters (%s rotation, %s shift) in %d layers",
                      *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(trainable.layers))  # fmt: skip
         try:
             needs = self.memory()
@@ -287,7 +287,9 @@ class _Run:
             return
         parts = ", ".join(f"{name} {_mib(size)}" for name, size in needs.items())
         logging.info("SODA: memory above the loaded model: %s (%s)", _mib(sum(needs.values())), parts)
-        self.options.show(f"{rotation + shift:,} parameters, {_mib(sum(needs.values()))} above the loaded model")
+        self.options.show(
+            f"{rotation + shift:,} trained parameters, {_mib(sum(needs.values()))} above the loaded model"
+        )
         free = mm.get_free_memory(self.device)
         if needs["a step"] > free:
             logging.warning("SODA: a step takes %s and %s are free; turn on gradient_checkpointing, or train with "
