@@ -64,6 +64,7 @@ class SpectrumStore:
         self.folder, self.memory_limit, self.disk_limit = folder, memory_limit, disk_limit
         self._memory: OrderedDict[str, Spectrum] = OrderedDict()
         self._held = 0  # bytes in memory
+        self._written: set[Path] = set()  # since the start, until it has been said that they do not all stay
         self.computed = 0  #: decompositions computed so far, for logs and tests
 
     @torch.inference_mode(False)  # what is kept must also do for a training
@@ -114,7 +115,9 @@ class SpectrumStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_file(spectrum.tensors(), partial)
-            os.replace(partial, self.folder / f"{key}.safetensors")
+            path = self.folder / f"{key}.safetensors"
+            os.replace(partial, path)
+            self._written.add(path)
             self._evict()
         except (OSError, safetensors.SafetensorError) as error:
             with contextlib.suppress(OSError):
@@ -130,6 +133,13 @@ class SpectrumStore:
                 break
             path.unlink(missing_ok=True)
             total -= stat.st_size
+            if path in self._written:
+                self._written.clear()
+                logging.warning(
+                    "SODA: decompositions take more than the %.3g GB that are kept on disk; the oldest are dropped and "
+                    "computed anew when needed. Set SODA_CACHE_DISK_GB higher, or train with decomposition = qr",
+                    self.disk_limit / 2**30,
+                )
 
 
 _store: SpectrumStore | None = None

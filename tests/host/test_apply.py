@@ -329,7 +329,7 @@ def test_another_merge_of_the_same_parents_is_another_change(host) -> None:
             torch.testing.assert_close(found[name], merged.adapt(name, W0), atol=1e-6, rtol=1e-5)
 
 
-def test_the_store_keeps_within_its_limits(host, tmp_path) -> None:
+def test_the_store_keeps_within_its_limits(host, tmp_path, caplog) -> None:
     spectra = host.core("host.spectra")
     weights = [torch.randn(32, 32, generator=torch.Generator().manual_seed(i)) for i in range(6)]
     entry = spectra.decompose(weights[0], "svd").nbytes()
@@ -344,6 +344,7 @@ def test_the_store_keeps_within_its_limits(host, tmp_path) -> None:
     assert store.computed == 6
     store.get(weights[0], "svd", device)
     assert store.computed == 7, "the oldest was dropped"
+    assert any("SODA_CACHE_DISK_GB" in r.message for r in caplog.records), "and the user was told"
 
 
 def test_text_encoder_layers_patch_the_clip(host, caplog) -> None:
