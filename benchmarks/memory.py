@@ -31,8 +31,8 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.lib import models  # noqa: E402
-from benchmarks.lib.families import attention  # noqa: E402
-from benchmarks.lib.machine import kept_rows, pivot, write_rows  # noqa: E402
+from benchmarks.lib.families import UNETS, attention  # noqa: E402
+from benchmarks.lib.machine import pivot, with_kept, write_rows  # noqa: E402
 
 Row = dict[str, Any]
 STEPS = 2  #: the first makes the optimiser's state, the second has it
@@ -179,7 +179,6 @@ def load(preset: str, side: int, variant: str) -> Row:
 
 # ------------------------------------------------------------------------------------------- what fits which GPU
 
-NATIVE = (("SD 1.5", "sd15-full", 512), ("SDXL", "sdxl-full", 1024))
 OURS = [name for name, method in models.RUNS.items() if method.peft is None]
 
 
@@ -189,11 +188,12 @@ def fit(preset: str, side: int, variant: str) -> Row:
     from soda_core.host import spectra
     from soda_core.spectral import from_tensors
 
-    def undecomposed(weight: Any, kind: Any, *_: Any) -> Any:
+    def undecomposed(weight: Any, kind: Any, device: Any, dtype: Any) -> Any:
         out, width = weight.shape[0], weight[0].numel()
         rank = min(out, width)
         shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, width), "Qh": (rank, width)}
-        return from_tensors(kind, {n: torch.empty(s) for n, s in shapes.items()} | {"out": torch.tensor(out)})
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()} | {"out": torch.tensor(out)}
+        return from_tensors(kind, tensors).to(device, dtype)
 
     def enough() -> None:
         raise _Enough
@@ -218,9 +218,6 @@ def ready(preset: str) -> Any:
     patcher = models.load(preset)
     import comfy.model_management as mm
 
-    from soda_core.host import spectra
-
-    spectra.store().disk_limit = 0  # nothing of a benchmark in the user's folders
     mm.load_models_gpu([patcher])
     gc.collect()
     return patcher
@@ -239,7 +236,7 @@ def plan(quick: bool) -> list[tuple[str, str, int, str]]:
         return jobs
     jobs.append(("grow", "sd15-11", 128, "rotation + SVD shift"))
     ways = [f"{way}{more}" for way in OURS for more in ("", CHECKPOINTING)]
-    return [*jobs, *(("fit", preset, side, way) for _, preset, side in NATIVE for way in ways)]
+    return [*jobs, *(("fit", preset, side, way) for _, preset, side in UNETS for way in ways)]
 
 
 def main() -> None:
@@ -264,8 +261,7 @@ def main() -> None:
             (other,) = [r["bytes"] for r in rows if r["bench"] == row["bench"] and r["variant"] == against]
             row |= {"against": against, "against_bytes": other, "ratio": row["bytes"] / other}
     if not args.quick:
-        measured = {row["bench"] for row in rows}
-        rows = [row for row in kept_rows("memory") if row["bench"] not in measured] + rows
+        rows = with_kept("memory", rows)
         write_rows("memory", rows, tables(rows))
     print("\n" + tables(rows))
 
@@ -295,7 +291,7 @@ def tables(rows: list[Row]) -> str:
         said = f"{row['estimate'] / 2**20:,.0f} MiB ({row['estimate'] / row['bytes']:.2f})" if "estimate" in row else ""
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         lines.append(f"| {row['bench']} | {row['variant']} | {row['bytes'] / 2**20:,.0f} MiB | {ratio} | {said} |")
-    fits = [{**row, "at": f"{name}, {side} px"} for row in rows for name, preset, side in NATIVE
+    fits = [{**row, "at": f"{name}, {side} px"} for row in rows for name, preset, side in UNETS
             if row["bench"] == "fit" and row["model"] == preset]  # fmt: skip
     whole = pivot(fits, "model and training, bfloat16", "variant", "at", lambda row: f"{row['bytes'] / 1e9:.1f} GB")
     return "\n".join(lines) + (f"\n\n{whole}" if fits else "")

@@ -97,8 +97,9 @@ def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: f
     prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, PROMPTS)
     common = {"task": task.kind, task.kind: task.name, "shift": form, "lr": lr, "steps": steps}
     rows: list[Row] = []
+    keys = {name: f"{name.removeprefix('diffusion_model.')}.weight" for name in trained.adapter.layers}
     trained_on = {
-        name: decompose(bases["fp32"][f"{name.removeprefix('diffusion_model.')}.weight"], layer.decomposition)
+        name: decompose(bases["fp32"][keys[name]], layer.decomposition)
         for name, layer in trained.adapter.layers.items()
     }
     for base, weights in bases.items():
@@ -106,15 +107,14 @@ def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: f
         again: dict[str, Tensor] = {}
         checks, errors, sizes = {}, [], []
         for name, layer in trained.adapter.layers.items():
-            short = f"{name.removeprefix('diffusion_model.')}.weight"
-            there = trained_on[name]
-            here = there if base == "fp32" else decompose(weights[short], layer.decomposition)
+            weight, there = weights[keys[name]], trained_on[name]
+            here = there if base == "fp32" else decompose(weight, layer.decomposition)
             spectra = {layer.decomposition: here}
             expected = there.delta(layer.shift)
             errors.append(float((here.delta(layer.shift) - expected).norm()))
             sizes.append(float(expected.norm()))
-            checks[name] = layer.spectral_error(weights[short], spectra)
-            again[name] = layer.delta(weights[short], spectra=spectra)
+            checks[name] = layer.spectral_error(weight, spectra)
+            again[name] = layer.delta(weight, spectra=spectra)
             if base != "fp32":
                 rows.append({**common, "base": base, "layer": name, "error": errors[-1] / sizes[-1],
                              "predicted": checks[name].spectral_error})  # fmt: skip

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -42,7 +42,6 @@ from soda_core.spectral import Decomposition, Spectrum, decompose  # noqa: E402
 Row = dict[str, Any]
 KINDS = ("rotation", "rotation + QR shift", "rotation + SVD shift")
 LORA = "LoRA rank 4"
-DECOMPOSITIONS: tuple[Decomposition, ...] = ("qr", "svd")
 PRESETS = (("auto", 3), ("auto", 2), ("large", 3), ("svdiff-size", 3), ("oft-size", 3))
 ENOUGH = 1e11  #: multiplications after which a way has been timed often enough
 
@@ -83,12 +82,12 @@ def load(family: Family, spectra: Spectra) -> Iterable[Row]:
         def decomposing(kind: Decomposition, W: Tensor = W, known: dict[str, Spectrum] = known) -> None:
             known[kind] = decompose(W, kind)
 
-        slow = {f"{kind.upper()}, decomposing": partial(decomposing, kind) for kind in DECOMPOSITIONS}
+        slow = {f"{kind.upper()}, decomposing": partial(decomposing, kind) for kind in get_args(Decomposition)}
         work = float(out * width * min(out, width))
         timings = interleaved(slow, repeats(work * 20, 3), warmup=1 if work * 20 < ENOUGH else 0)
         layer = SodaLayer("svd", factors, None)
         ways["rotation"] = lambda W=W, layer=layer: W + layer.delta(W)
-        for kind in DECOMPOSITIONS:
+        for kind in get_args(Decomposition):
             shifted = SodaLayer(kind, factors, shift)
             ways[f"{kind.upper()}, decomposed before"] = lambda W=W, layer=shifted, known=known: (
                 W + layer.delta(W, spectra=known)

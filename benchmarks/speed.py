@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.lib import models  # noqa: E402
 from benchmarks.lib.families import attention  # noqa: E402
 from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import kept_rows, pivot, write_rows  # noqa: E402
+from benchmarks.lib.machine import pivot, with_kept, write_rows  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from benchmarks.lib.turns import Turns  # noqa: E402
 from demo.machine import core_count  # noqa: E402
@@ -142,8 +142,8 @@ def steps(quick: bool) -> list[Row]:
 def loading(quick: bool) -> list[Row]:
     """From a file to a model that is ready to sample, node and patching together, on a full-size SD1.5.
 
-    *cold*: nothing was decomposed before; *warm*: the same base, another adapter; *again*: the same adapter, another
-    strength.
+    *cold*: nothing was decomposed before, and nothing is read from a disk: they differ too much; *warm*: the same base,
+    another adapter; *again*: the same adapter, another strength.
     """
     preset = "sd15-12" if quick else "sd15-full"
     patcher = models.load(preset)
@@ -160,8 +160,6 @@ def loading(quick: bool) -> list[Row]:
         mm.load_models_gpu([patcher])  # and back
 
     with tempfile.TemporaryDirectory() as folder:
-        spectra.store().folder = Path(folder) / "none"
-        spectra.store().disk_limit = 0  # reading a decomposition from a disk is timed nowhere: disks differ too much
         lora = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
         ways: dict[str, Callable[[], object]] = {"LoRA rank 8": lambda: ready(models.with_lora(patcher, lora))}
         files = {}
@@ -204,10 +202,8 @@ def sampling(quick: bool) -> list[Row]:
     patcher = models.load(preset)
     import comfy.model_management as mm
 
-    from soda_core.host import spectra
     from soda_core.host.apply import apply_adapter
 
-    spectra.store().disk_limit = 0
     shapes = attention(preset)
     with tempfile.TemporaryDirectory() as folder:
         lora = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
@@ -223,7 +219,6 @@ def sampling(quick: bool) -> list[Row]:
             for _ in range(2 if quick else 4):
                 for name, way in ways.items():
                     if low:
-                        way.detach()
                         way.load(way.load_device, lowvram_model_memory=1)
                     else:
                         mm.load_models_gpu([way])
@@ -338,8 +333,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = [row for part in args.part or PARTS for row in PARTS[part](args.quick)]
     if not args.quick:
-        benches = {row["bench"] for row in rows}
-        rows = [row for row in kept_rows("speed") if row["bench"] not in benches] + rows
+        rows = with_kept("speed", rows)
         write_rows("speed", rows, "\n\n".join(table(rows, bench) for bench in dict.fromkeys(r["bench"] for r in rows)))
 
 

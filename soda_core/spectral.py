@@ -93,11 +93,6 @@ class SvdSpectrum(Spectrum):
         return (1 - (places[:, None] - torch.arange(count, device=places.device)).abs()).clamp(min=0)
 
     @property
-    def exact(self) -> bool:
-        """Whether it is the weight to rounding: not with bases in a smaller dtype."""
-        return self.U.dtype == self.S.dtype
-
-    @property
     def like(self) -> Tensor:
         return self.Vh
 

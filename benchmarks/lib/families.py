@@ -14,6 +14,9 @@ from soda_core.targets import select
 
 Shape = tuple[int, ...]
 
+#: names, the demo's full-size base models, and their native resolution in pixels
+UNETS = (("SD 1.5", "sd15-full", 512), ("SDXL", "sdxl-full", 1024))
+
 
 @dataclass(frozen=True)
 class Family:
@@ -48,7 +51,7 @@ def attention(preset: str) -> dict[str, Shape]:
 
 def families() -> Iterator[Family]:
     """From small to large."""
-    for name, preset, side in (("SD 1.5", "sd15-full", 512), ("SDXL", "sdxl-full", 1024)):
+    for name, preset, side in UNETS:
         yield _family(name, side, PRESETS[preset][1].shapes(), _unet_tokens(side))
     # the last block of its context stream makes keys and values only, as in the shapes of MMDiT
     large = MMDiT(38, query_key_norm=True).shapes()

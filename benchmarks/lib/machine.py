@@ -33,10 +33,12 @@ def pivot(rows: Iterable[Row], corner: str, line: str, column: str, cell: Callab
     return "\n".join(table)
 
 
-def kept_rows(name: str) -> list[Row]:
-    """What an earlier run left in ``results/<name>.json``."""
+def with_kept(name: str, rows: list[Row]) -> list[Row]:
+    """``rows``, after those that an earlier run left in ``results/<name>.json`` of what was not measured again."""
     path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+    kept: list[Row] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    measured = {row["bench"] for row in rows}
+    return [row for row in kept if row["bench"] not in measured] + rows
 
 
 def write_rows(name: str, rows: Iterable[Row], tables: str = "", folder: Path = RESULTS) -> None:

@@ -47,10 +47,13 @@ def checkpoint(preset: str) -> Path:
 
 
 def load(preset: str) -> Any:
-    """The MODEL, as a loader node gives it."""
+    """The MODEL, as a loader node gives it; decompositions of it are neither read from nor left in a user's folder."""
     import_host()
     import comfy.sd
 
+    from soda_core.host import spectra
+
+    spectra.store().folder, spectra.store().disk_limit = cache_root() / "bench-none", 0
     with torch.inference_mode():
         return comfy.sd.load_checkpoint_guess_config(str(checkpoint(preset)), output_vae=False, output_clip=False)[0]
 
@@ -83,8 +86,8 @@ class OneRun:
         self, patcher: Any, preset: str, side: int, method: Method, steps: int = 10_000, checkpointing: bool = False,
         on_step: OnStep = lambda: None, dtype: str = "fp32",
     ) -> None:  # fmt: skip
-        self.patcher, self.method, self.steps = patcher, method, steps
-        self.options = {"dtype": dtype, "gradient_checkpointing": checkpointing}
+        self.patcher, self.method, self.steps, self.checkpointing = patcher, method, steps, checkpointing
+        self.dtype = dtype
         self.on_step, self.latents, self.conditioning = on_step, latents(side), conditioning(preset)
         self.needs: dict[str, int] = {}
         self.seconds = 0.0
@@ -95,7 +98,7 @@ class OneRun:
 
         settings = TrainSettings(**{"steps": self.steps, "loss": "mse", **(self.method.settings or {})})
         data = TrainingData(latents=[self.latents], positive=[self.conditioning])
-        options = RunOptions(**self.options)  # type: ignore[arg-type]
+        options = RunOptions(dtype=self.dtype, gradient_checkpointing=self.checkpointing)
         with _host_state(self.patcher):
             training = new_run(self.patcher, data, settings, options, method=self.method)
             training._on_step = lambda _: self.on_step()  # type: ignore[method-assign]

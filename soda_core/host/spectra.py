@@ -69,8 +69,16 @@ class SpectrumStore:
 
     @torch.inference_mode(False)  # what is kept must also do for a training
     @torch.no_grad()
-    def get(self, weight: Tensor, kind: Decomposition, device: torch.device, content: str | None = None) -> Spectrum:
-        """The decomposition of a pristine weight, on ``device``; ``content`` is its fingerprint, where it is known."""
+    def get(
+        self, weight: Tensor, kind: Decomposition, device: torch.device, content: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Spectrum:  # fmt: skip
+        """The decomposition of a pristine weight, on ``device``.
+
+        Args:
+            content: the weight's fingerprint, where it is known.
+            dtype: for its bases, see :meth:`Spectrum.to`.
+        """
         key = f"{content or fingerprint(weight)}-{kind}"
         spectrum = self._memory.get(key) or self._read(key, kind)
         if spectrum is None:
@@ -78,7 +86,7 @@ class SpectrumStore:
             spectrum = decompose(weight.to(device), kind).to("cpu")
             self._write(key, spectrum)
         self._remember(key, spectrum)
-        return spectrum.to(device)
+        return spectrum.to(device, dtype)
 
     def clear_memory(self) -> None:
         self._memory.clear()

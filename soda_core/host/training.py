@@ -247,10 +247,9 @@ class _Run:
         compute = _DTYPES[self.dtype] or self.patcher.model.get_dtype_inference()
         bases = torch.bfloat16 if compute == torch.bfloat16 else None
         spectra = {}
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                steps.tick()
-                spectra[name] = store().get(weight, self.settings.decomposition, self.device).to(self.device, bases)
+        for name, weight in self.weights.items():
+            steps.tick()
+            spectra[name] = store().get(weight, self.settings.decomposition, self.device, dtype=bases)
         return spectra
 
     def _load(self) -> None:

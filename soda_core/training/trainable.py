@@ -82,7 +82,7 @@ class TrainableLayer:
 
     def _in_place_of_w0(self, dtype: torch.dtype) -> SvdSpectrum | None:
         spectrum = self.spectrum
-        return spectrum if isinstance(spectrum, SvdSpectrum) and spectrum.exact and spectrum.S.dtype == dtype else None
+        return spectrum if isinstance(spectrum, SvdSpectrum) and spectrum.U.dtype == spectrum.S.dtype == dtype else None
 
     def sides(self, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Side, Side]:
         """Where rotation and shift cost least for ``tokens`` rows of activations, forward and backward together.
@@ -182,8 +182,8 @@ class TrainableAdapter(nn.Module):
     def _curves(self) -> list[tuple[list[str], Tensor]]:
         """Layers of one rank whose shifts are curves, and their knots ``(layers, r, knots)``."""
         alike: dict[int, list[str]] = {}
-        for (name, layer), size in zip(self.layers.items(), self.shift_sizes, strict=False):
-            if size < layer.rank:
+        for name, layer in self.layers.items():
+            if self.settings.shifts and self.settings.shift_size(layer.rank) < layer.rank:
                 alike.setdefault(layer.rank, []).append(name)
         return [(names, torch.stack([self._knots(name) for name in names])) for names in alike.values()]
 
