@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+from benchmarks.lib.machine import write_rows
 from benchmarks.lib.report import mean_and_spread, table
 from benchmarks.quality import Results, score
+
+NO_REPORT = Path("no report")
 
 
 def test_a_run_that_diverged_is_never_chosen() -> None:
@@ -21,15 +25,25 @@ def test_likeness_alone_does_not_choose_a_rate() -> None:
 
 
 def test_results_outlast_a_stop_within_a_line(tmp_path) -> None:
-    first = Results(tmp_path, "subject")
+    first = Results(tmp_path, "base", NO_REPORT)
     first.add("a", [{"x": 1}])
-    Results(tmp_path, "style").add("b", [{"x": 2}])
+    first.add("b", [{"x": 2}])
     with open(first.path, "a", encoding="utf-8") as file:
         file.write(json.dumps({"key": "c", "rows": []})[:9])
-    again = Results(tmp_path, "subject")
+    again = Results(tmp_path, "base", NO_REPORT)
     assert {key: rows[0]["x"] for key, rows in again.rows.items()} == {"a": 1, "b": 2}
     again.add("c", [{"x": 3}])
-    assert Results(tmp_path, "merge").rows["c"][0]["x"] == 3
+    assert Results(tmp_path, "base", NO_REPORT).rows["c"][0]["x"] == 3
+
+
+def test_results_go_on_from_a_report_of_the_same_model_only(tmp_path) -> None:
+    there = Results(tmp_path / "there", "base", NO_REPORT)
+    there.add("a", [{"task": "subject", "x": 1 / 3}, {"task": "drift", "x": 2}])
+    there.add("b", [{"task": "style", "x": 3}])
+    write_rows("quality", there, folder=tmp_path)
+    here = Results(tmp_path / "here", "base", tmp_path / "quality.json")
+    assert here.rows == there.rows
+    assert not Results(tmp_path / "here", "another base", tmp_path / "quality.json").rows
 
 
 def test_a_table_counts_diverged_runs_but_does_not_average_them() -> None:

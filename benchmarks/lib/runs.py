@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a process of ``bench quality`` does: train, merge, sample and judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.lib import evaluate
+from benchmarks.lib.bed import Bed
+from benchmarks.lib.methods import Method
+from demo.world.tasks import Task
+from soda_core.errors import TrainingError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    methods: tuple[str, ...]
+    subjects: tuple[str, ...]
+    styles: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int = 60
+    batch: int = 1
+    prompts: int = 6
+    sampling_steps: int = 8
+    strengths: tuple[tuple[float, float], ...] = ((1.0, 1.0), (0.7, 0.7), (1.0, 0.7), (0.7, 1.0))
+
+    @property
+    def training(self) -> dict[str, Any]:
+        # not dco: what this small model gains is so large that dco's weight falls to nothing within a few steps
+        return {"steps": self.steps, "batch_size": self.batch, "loss": "mse"}
+
+
+class Runs:
+    """The base model and its judge, loaded once; every method is one job, and returns rows of metrics."""
+
+    def __init__(self, plan: Plan, checkpoint: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.plan, self.bed = plan, Bed(checkpoint)
+        self._references: dict[tuple[str, str], Any] = {}
+        self._unchanged: dict[int, Any] = {}
+
+    def base(self, task: Task, seed: int) -> list[Row]:
+        """Of the model without an adapter."""
+        return [self._measure(task, None, seed)]
+
+    def train(
+        self, method: Method, task: Task, seed: int, lr: float, prior: int = 0, drift: bool = True,
+        keep: Path | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """Train once and measure: the task, and drift on other prompts.
+
+        Args:
+            keep: where the changes of the weights, and our own methods' adapter, are left.
+        """
+        from benchmarks.lib.training import train_method
+
+        data = self.bed.training_data(task, prior)
+        try:
+            trained = train_method(self.bed.patcher, data, method, lr, **self.plan.training, seed=seed)
+            if not all(bool(delta.isfinite().all()) for delta in trained.deltas.values()):
+                raise ValueError("the weights are not finite")
+        except (TrainingError, ValueError, torch.linalg.LinAlgError) as error:
+            return [{"diverged": True, "why": str(error).splitlines()[0]}]
+        if keep is not None:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            if trained.adapter is not None:
+                trained.adapter.save(adapter_path(keep))
+            save_file({n: d.half().contiguous() for n, d in trained.deltas.items()}, keep)
+        cost = {"params": trained.params, "stored": trained.stored, "seconds_per_step": trained.seconds_per_step}
+        rows = [{**cost, **self._measure(task, trained.deltas, seed)}]
+        if drift:
+            rows.append({**cost, "task": "drift", "after": task.kind, **self._drift(trained.deltas, seed)})
+        return rows
+
+    def merge(
+        self, paths: Sequence[Path], how: str, strengths: Sequence[float], subject: Task, style: Task, seed: int
+    ) -> list[Row]:
+        """What two trainings left, merged."""
+        prompts = evaluate.merge_prompts(subject, style, self.plan.prompts // 2)
+        verdict, _ = self._judged(self._merged(paths, how, strengths), prompts, seed)
+        references = self._reference(subject), self._reference(subject, style.name)
+        return [evaluate.merge_metrics(verdict, prompts, *references)]
+
+    def diverged(self) -> list[Row]:
+        """A merge with a training that diverged."""
+        return [{"diverged": True}]
+
+    def _merged(self, paths: Sequence[Path], how: str, strengths: Sequence[float]) -> dict[str, Tensor]:
+        if how == "geodesic":
+            from soda_core.adapter import SodaAdapter
+            from soda_core.merge import merge
+
+            subject, style = (SodaAdapter.load(adapter_path(path)) for path in paths)
+            return self.bed.deltas_of(merge(subject, style, *strengths, method="geodesic"))
+        parts = [load_file(path) for path in paths]
+        names = parts[0].keys() | parts[1].keys()
+        pairs = list(zip(strengths, parts, strict=True))
+        return {n: torch.stack([s * part[n].float() for s, part in pairs if n in part]).sum(0) for n in names}
+
+    def _judged(self, deltas: Mapping[str, Tensor] | None, prompts: Sequence[evaluate.Prompt], seed: int) -> Any:
+        return evaluate.judged(self.bed, deltas, prompts, seed, self.plan.sampling_steps)
+
+    def _measure(self, task: Task, deltas: Mapping[str, Tensor] | None, seed: int) -> Row:
+        if task.kind == "subject":
+            prompts = evaluate.subject_prompts(task, self.plan.prompts)
+            return evaluate.subject_metrics(self._judged(deltas, prompts, seed)[0], prompts, self._reference(task))
+        prompts = evaluate.style_prompts(task, self.plan.prompts)
+        return evaluate.style_metrics(self._judged(deltas, prompts, seed)[0], prompts)
+
+    def _drift(self, deltas: Mapping[str, Tensor], seed: int) -> Row:
+        prompts = evaluate.plain_prompts(self.plan.prompts // 2)
+        if seed not in self._unchanged:
+            self._unchanged[seed] = self._judged(None, prompts, seed)
+        return evaluate.drift_metrics(*self._judged(deltas, prompts, seed), *self._unchanged[seed], prompts)
+
+    def _reference(self, task: Task, style: str = "flat") -> Any:
+        key = task.name, style
+        if key not in self._references:
+            self._references[key] = self.bed.references(task, style)
+        return self._references[key]
+
+
+def adapter_path(deltas: Path) -> Path:
+    """Where our own methods keep the adapter that made the changes."""
+    return deltas.with_suffix(".soda.safetensors")
+
+
+_runs: Runs | None = None
+
+
+def start(plan: Plan, checkpoint: Path, threads: int) -> None:
+    """Make this process ready for :func:`call`."""
+    global _runs
+    _runs = Runs(plan, checkpoint, threads)
+
+
+def call(name: str, *args: Any) -> list[Row]:
+    """A method of this process's :class:`Runs`."""
+    assert _runs is not None
+    rows: list[Row] = getattr(_runs, name)(*args)
+    return rows
