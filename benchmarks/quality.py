@@ -37,7 +37,7 @@ from demo.world_model import checkpoint  # noqa: E402
 from dev import cache_root  # noqa: E402
 
 Row = dict[str, Any]
-MEASURES = 2  #: raised when a row says something else than before, so that kept ones are not mixed in
+MEASURES = 3  #: raised when a row says something else than before, so that kept ones are not mixed in
 RATES = (3e-3, 1e-2, 3e-2)  #: every method's tries; at 1e-3 most learn nothing in so few steps
 #: what is varied in the ablations, on a subject that no rate was chosen on
 ABLATED, ABLATION_SEED = "SODA-SVD-large", 1
@@ -47,8 +47,8 @@ TASKS = ("subject", "style")
 
 FULL = Plan(tuple(METHODS), tuple(REPORTED_SUBJECTS), tuple(REPORTED_STYLES), (0, 1, 2))
 QUICK = Plan(
-    ("SODA-SVD-large", "LoRA-large"), (ABLATED_ON["subject"].name,), TUNING_STYLES, (0,), steps=30,
-    strengths=((1.0, 1.0),),
+    ("SODA-SVD-large", "LoRA-large"), (ABLATED_ON["subject"].name,), TUNING_STYLES, (0,), subject_steps=30,
+    style_steps=60, strengths=((1.0, 1.0),),
 )  # fmt: skip
 
 
@@ -109,7 +109,8 @@ class Bench:
         self.plan, self.folder, self.checkpoint = plan, folder, checkpoint(cache_root())
         judge = hashlib.sha256(JUDGE.read_bytes()).hexdigest()
         # another model, judge or training is another benchmark
-        of = repr((MEASURES, self.checkpoint.stem, judge, plan.training, plan.prompts, plan.sampling_steps))
+        training = [plan.training(task) for task in TUNED_ON.values()]
+        of = repr((MEASURES, self.checkpoint.stem, judge, training, plan.prompts, plan.sampling_steps))
         of = hashlib.sha256(of.encode()).hexdigest()[:12]
         self.results = Results(work / of, of, folder / "quality.json")
 
@@ -152,7 +153,7 @@ class Bench:
         key = run_key(method, task, seed, lr, note)
         row: Row = {
             "method": method.name, "budget": method.budget, "task": task.kind, task.kind: task.name, "seed": seed,
-            "lr": lr, "steps": self.plan.steps, "note": note,
+            "lr": lr, "steps": self.plan.steps(task), "note": note,
         }  # fmt: skip
         keep = None if note else self.results.deltas(key)
         return Job(key, row, ("train", method, task, seed, lr, prior, note != "tuning", keep))
@@ -224,8 +225,9 @@ class Bench:
         self.do(jobs)
 
     def merge_jobs(self, parts: list[Job], subject: Task, style: Task) -> Iterator[Job]:
-        row = {name: parts[0].row[name] for name in ("method", "budget", "seed", "steps", "note")}
-        row |= {"task": "merge", "subject": subject.name, "style": style.name, "lr": [p.row["lr"] for p in parts]}
+        row = {name: parts[0].row[name] for name in ("method", "budget", "seed", "note")}
+        row |= {"task": "merge", "subject": subject.name, "style": style.name}
+        row |= {name: [part.row[name] for part in parts] for name in ("lr", "steps")}
         diverged = any(self.results.rows[part.key][0].get("diverged") for part in parts)
         seed = row["seed"]
         paths = [self.results.deltas(part.key) for part in parts]

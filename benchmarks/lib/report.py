@@ -160,8 +160,8 @@ def write(rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan
         return [row for row in rows if row["task"] == task and row["note"] == note]
 
     parts = [
-        f"Mean ± standard deviation over subjects or styles, and seeds. {plan['steps']} steps with "
-        f"batches of {plan['batch']}.",
+        f"Mean ± standard deviation over subjects or styles, and seeds. Subjects "
+        f"{plan['subject_steps']} steps, styles {plan['style_steps']}, batches of {plan['batch']}.",
     ]
     parts.append("Diverged runs are counted in the number of runs, not in the means.")
     parts += reference_lines([row for row in rows if row.get("note") == "base"])
