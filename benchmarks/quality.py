@@ -187,8 +187,16 @@ class Bench:
     def best_rate(self, method: Method, kind: str) -> float:
         return max(RATES, key=lambda lr: score(self.results.rows[self._tries(method, kind, lr).key][0]))
 
-    def train(self, seed: int, slow: bool) -> None:
-        self.do(self.trained(method, task, seed) for task in self.tasks() for method in self.methods(slow))
+    def pairs(self, seed: int) -> list[tuple[Task, Task]]:
+        """Each subject with one style, another one with every seed."""
+        styles = self.plan.styles
+        return [
+            (Task("subject", name), Task("style", styles[(i + seed) % len(styles)]))
+            for i, name in enumerate(self.plan.subjects)
+        ]
+
+    def train(self, pair: tuple[Task, Task], seed: int, slow: bool) -> None:
+        self.do(self.trained(method, task, seed) for method in self.methods(slow) for task in pair)
 
     def ablate(self) -> None:
         """One thing changed at a time, all at the learning rate of the whole."""
@@ -203,24 +211,18 @@ class Bench:
                 jobs.append(self.training_job(method, ABLATED_ON[kind], ABLATION_SEED, lr, "ablation", prior))
         self.do(jobs)
 
-    def merge(self, seed: int, slow: bool) -> None:
-        """Each subject with one style a seed: changes of the weights added up, and for ours the geodesic merge.
-
-        Other strengths than the first with seed 0 only.
-        """
-        jobs, lost = [], []
-        for i, name in enumerate(self.plan.subjects):
-            subject = Task("subject", name)
-            style = Task("style", self.plan.styles[(i + seed) % len(self.plan.styles)])
-            for method in self.methods(slow):
-                parts = [self.trained(method, task, seed) for task in (subject, style)]
-                if all(part.key in self.results.rows for part in parts):
-                    new = [job for job in self.merge_jobs(parts, subject, style) if job.key not in self.results.rows]
-                    jobs += new
-                    asked = [part for part in parts if any(job.call[0] == "merge" for job in new)]
-                    lost += [part for part in asked if not self.results.deltas(part.key).exists()]
+    def merge(self, pair: tuple[Task, Task], seed: int, slow: bool) -> None:
+        """Changes of the weights added up, and for ours the geodesic merge; over all strengths with seed 0 only."""
+        jobs, lost = [], {}
+        for method in self.methods(slow):
+            parts = [self.trained(method, task, seed) for task in pair]
+            if all(part.key in self.results.rows for part in parts):
+                new = [job for job in self.merge_jobs(parts, *pair) if job.key not in self.results.rows]
+                jobs += new
+                if any(job.call[0] == "merge" for job in new):
+                    lost |= {part.key: part for part in parts if not self.results.deltas(part.key).exists()}
         # measured on another machine: only its weights are missing
-        for future in [self.pool.submit(runs.call, *part.call) for part in {part.key: part for part in lost}.values()]:
+        for future in [self.pool.submit(runs.call, *part.call) for part in lost.values()]:
             future.result()
         self.do(jobs)
 
@@ -246,7 +248,7 @@ class Bench:
         say(f"written to {self.folder}")
 
     def everything(self, stages: Iterable[str]) -> None:
-        """The stages in turn: of the trainings one seed after another with its merges, slow methods last."""
+        """The stages in turn: one pair of subject and style after another with its merges, slow methods last."""
         stages = set(stages)
         if "base" in stages:
             self.base()
@@ -254,14 +256,17 @@ class Bench:
             if "tune" in stages:
                 self.tune(slow)
             for seed in self.plan.seeds:
-                if "train" in stages:
-                    self.train(seed, slow)
-                if "merge" in stages:
-                    self.merge(seed, slow)
+                for pair in self.pairs(seed):
+                    if "train" in stages:
+                        self.train(pair, seed, slow)
+                    if "merge" in stages:
+                        self.merge(pair, seed, slow)
+                    if "report" in stages:
+                        self.report()
                 if "ablate" in stages and (seed, slow) == (self.plan.seeds[0], False):
                     self.ablate()
-                if "report" in stages:
-                    self.report()
+        if "report" in stages:
+            self.report()
 
 
 def _base_key(task: Task, seed: int) -> str:

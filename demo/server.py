@@ -342,6 +342,11 @@ class Server:
                     return self._checked(entry)
         return self.wait(prompt_id, max(1.0, deadline - time.monotonic()))
 
+    @property
+    def busy(self) -> bool:
+        """Whether a prompt runs or waits, whoever queued it."""
+        return any(self._json("/queue").values())
+
     def interrupt(self) -> None:
         """Cancel what is running."""
         self._post("/interrupt")
