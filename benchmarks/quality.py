@@ -304,6 +304,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "retraction cayley": ({"retraction": "cayley"}, {}),
     "retraction exp": ({"retraction": "exp"}, {}),
     "Cayley-Adam": ({}, {"cayley": True}),
+    "schedule constant": ({"schedule": "constant"}, {}),
     "loss min-snr": ({"loss": "min-snr"}, {}),
     **{f"loss dco, beta {beta}": ({"loss": "dco", "dco_beta": float(beta)}, {}) for beta in (1000, 30)},
     "loss mse + prior": ({}, {}),
