@@ -14,10 +14,11 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import statistics
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,18 @@ from demo.world_model import checkpoint  # noqa: E402
 from dev import cache_root  # noqa: E402
 
 Row = dict[str, Any]
-MEASURES = 3  #: raised when a row says something else than before, so that kept ones are not mixed in
-RATES = (3e-3, 1e-2, 3e-2)  #: every method's tries; at 1e-3 most learn nothing in so few steps
-#: what is varied in the ablations, on a subject that no rate was chosen on
-ABLATED, ABLATION_SEED = "SODA-SVD-large", 1
-ABLATED_ON = {"subject": Task("subject", "black cat"), "style": STYLE}
-TUNED_ON = {"subject": SUBJECT, "style": STYLE}
+MEASURES = 3  #: raised when tasks, trainings or metrics change, so that kept rows are not mixed with new ones
+RATES = (3e-3, 1e-2, 3e-2)  #: every method's tries
+FURTHER = {RATES[0]: 1e-3, RATES[-1]: 1e-1}  #: one more, where the best is at an end
 TASKS = ("subject", "style")
+#: what learning rates are chosen on, and what settings are varied on; nothing of it is reported
+TUNED_ON = {"subject": (SUBJECT, Task("subject", "tropical fish")), "style": (STYLE,)}
+ABLATED, ABLATED_ON = "SODA-SVD-large", {"subject": Task("subject", "black cat"), "style": STYLE}
 
 FULL = Plan(tuple(METHODS), tuple(REPORTED_SUBJECTS), tuple(REPORTED_STYLES), (0, 1, 2))
 QUICK = Plan(
     ("SODA-SVD-large", "LoRA-large"), (ABLATED_ON["subject"].name,), TUNING_STYLES, (0,), subject_steps=30,
-    style_steps=60, strengths=((1.0, 1.0),),
+    style_steps=60, strengths=((1.0, 1.0),), ablations=False,
 )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ class Results:
         self.folder, self.of, self.path = folder, of, folder / "rows.jsonl"
         self.rows: dict[str, list[Row]] = {}
         for row in json.loads(reported.read_text("utf-8")) if reported.exists() else []:
-            if row.pop("of") == of:
+            if row.pop("of", None) == of:
                 self.rows.setdefault(row.pop("key"), []).append(row)
         text = self.path.read_text("utf-8") if self.path.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # it was stopped within a line
@@ -109,7 +110,7 @@ class Bench:
         self.plan, self.folder, self.checkpoint = plan, folder, checkpoint(cache_root())
         judge = hashlib.sha256(JUDGE.read_bytes()).hexdigest()
         # another model, judge or training is another benchmark
-        training = [plan.training(task) for task in TUNED_ON.values()]
+        training = [plan.training(task) for task in ABLATED_ON.values()]
         of = repr((MEASURES, self.checkpoint.stem, judge, training, plan.prompts, plan.sampling_steps))
         of = hashlib.sha256(of.encode()).hexdigest()[:12]
         self.results = Results(work / of, of, folder / "quality.json")
@@ -122,15 +123,19 @@ class Bench:
             (self.plan, self.checkpoint, max(1, core_count() // processes)),
         )  # fmt: skip
 
-    def do(self, jobs: Iterable[Job]) -> None:
-        """What is not done already; every result is kept as soon as it is there."""
-        todo = {job.key: job for job in jobs if job.key not in self.results.rows}
+    def do(self, jobs: Iterable[Job], again: bool = False) -> None:
+        """What is not done already, or all of it ``again``; every result is kept as soon as it is there."""
+        todo = {job.key: job for job in jobs if again or job.key not in self.results.rows}
         futures = {self.pool.submit(runs.call, *job.call): job for job in todo.values()}
-        for count, future in enumerate(as_completed(futures), 1):
-            job = futures[future]
-            rows = [{**job.row, **self._with_gain(job.row, row)} for row in future.result()]
-            self.results.add(job.key, rows)
-            say(f"{count}/{len(todo)} {job.key}: {_short(rows[0])}")
+        try:
+            for count, future in enumerate(as_completed(futures), 1):
+                job = futures[future]
+                rows = [{**job.row, **self._with_gain(job.row, row)} for row in future.result()]
+                self.results.add(job.key, rows)
+                say(f"{count}/{len(todo)} {job.key}: {_short(rows[0])}")
+        except BaseException:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
     def _with_gain(self, about: Row, row: Row) -> Row:
         """``gain`` of a subject: how much more like it than without an adapter, from the same noise."""
@@ -158,9 +163,91 @@ class Bench:
         keep = None if note else self.results.deltas(key)
         return Job(key, row, ("train", method, task, seed, lr, prior, note != "tuning", keep))
 
+    def base_jobs(self) -> Iterator[Job]:
+        """What the model without any adapter does with the same prompts and noise."""
+        for task in (*self.tasks(), *ABLATED_ON.values()):
+            yield from (self.base_job(task, seed) for seed in self.plan.seeds)
+        yield from (self.base_job(task, 0) for tasks in TUNED_ON.values() for task in tasks)
+
+    def tries(self, method: Method, kind: str, lr: float) -> list[Job]:
+        return [self.training_job(method, task, 0, lr, note="tuning") for task in TUNED_ON[kind]]
+
+    def tried(self, method: Method, kind: str) -> dict[float, float]:
+        """Mean score by learning rate, of those that are measured."""
+        scores = {}
+        for lr in (*RATES, *FURTHER.values()):
+            keys = [job.key for job in self.tries(method, kind, lr)]
+            if all(key in self.results.rows for key in keys):
+                scores[lr] = statistics.fmean(score(self.results.rows[key][0]) for key in keys)
+        return scores
+
+    def tuned(self, method: Method) -> bool:
+        return all(self.tried(method, kind).keys() >= set(RATES) for kind in TASKS)
+
+    def best_rate(self, method: Method, kind: str) -> float:
+        if not self.tuned(method):
+            raise SystemExit(f"no learning rate has been chosen for {method.key}: run the stages base and tune first")
+        scores = self.tried(method, kind)
+        return max(scores, key=lambda lr: scores[lr])
+
     def trained(self, method: Method, task: Task, seed: int) -> Job:
         """The training that is reported."""
         return self.training_job(method, task, seed, self.best_rate(method, task.kind))
+
+    def pairs(self, seed: int) -> list[tuple[Task, Task]]:
+        """Each subject with one style, another one with every seed."""
+        styles = self.plan.styles
+        return [
+            (Task("subject", name), Task("style", styles[(i + seed) % len(styles)]))
+            for i, name in enumerate(self.plan.subjects)
+        ]
+
+    def merge_jobs(self, method: Method, pair: tuple[Task, Task], seed: int) -> list[Job]:
+        """Changes of the weights added up, and for ours the geodesic merge; over all strengths with seed 0 only."""
+        parts = [self.trained(method, task, seed) for task in pair]
+        if any(part.key not in self.results.rows for part in parts):
+            return []
+        row = {name: parts[0].row[name] for name in ("method", "budget", "seed", "note")}
+        row |= {"task": "merge", "subject": pair[0].name, "style": pair[1].name}
+        row |= {name: [part.row[name] for part in parts] for name in ("lr", "steps")}
+        diverged = any(self.results.rows[part.key][0].get("diverged") for part in parts)
+        paths = [self.results.deltas(part.key) for part in parts]
+        return [
+            Job(
+                f"merge/{parts[0].key}{parts[1].key}/{how}/{strengths}",
+                {**row, "merge_method": how, "strengths": list(strengths)},
+                ("diverged",) if diverged else ("merge", paths, how, strengths, *pair, seed),
+            )
+            for how in (("sum", "geodesic") if method.settings is not None else ("sum",))
+            for strengths in self.plan.strengths[: None if seed == 0 else 1]
+        ]
+
+    def ablation_jobs(self) -> Iterator[Job]:
+        """One thing changed at a time, all at the learning rate of the whole."""
+        whole = METHODS[ABLATED]
+        for kind in TASKS:
+            lr = self.best_rate(whole, kind)
+            for name, variant in ABLATIONS.items():
+                settings = {**(whole.settings or {}), **variant.settings}
+                method = replace(whole, name=name, settings=settings, cayley=variant.cayley)
+                for seed in self.plan.seeds[: 1 if variant.slow else None]:
+                    yield self.training_job(method, ABLATED_ON[kind], seed, lr, "ablation", variant.prior)
+
+    def planned(self) -> Iterator[Job]:
+        """All that can be named by now."""
+        yield from self.base_jobs()
+        methods = [METHODS[key] for key in self.plan.methods]
+        for method in methods:
+            for kind in TASKS:
+                for lr in (*RATES, *FURTHER.values()):
+                    yield from self.tries(method, kind, lr)
+        for method in filter(self.tuned, methods):
+            for seed in self.plan.seeds:
+                yield from (self.trained(method, task, seed) for task in self.tasks())
+                for pair in self.pairs(seed):
+                    yield from self.merge_jobs(method, pair, seed)
+        if self.plan.ablations and self.tuned(METHODS[ABLATED]):
+            yield from self.ablation_jobs()
 
     # ---------------------------------------------------------------------------------------------------- stages
 
@@ -171,87 +258,39 @@ class Bench:
         """What is reported."""
         return [Task(kind, name) for kind in TASKS for name in getattr(self.plan, f"{kind}s")]
 
-    def base(self) -> None:
-        """What the model without any adapter does with the same prompts and noise."""
-        self.do(self.base_job(task, seed) for task in self.tasks() for seed in self.plan.seeds)
-        tuned = [self.base_job(task, 0) for task in TUNED_ON.values()]
-        self.do(tuned + [self.base_job(task, ABLATION_SEED) for task in ABLATED_ON.values()])
-
     def tune(self, slow: bool) -> None:
-        """Every method's learning rate, by as many tries on a subject, and on a style, that are never reported."""
-        self.do(self._tries(m, kind, lr) for lr in RATES for m in self.methods(slow) for kind in TASKS)
-
-    def _tries(self, method: Method, kind: str, lr: float) -> Job:
-        return self.training_job(method, TUNED_ON[kind], 0, lr, note="tuning")
-
-    def best_rate(self, method: Method, kind: str) -> float:
-        return max(RATES, key=lambda lr: score(self.results.rows[self._tries(method, kind, lr).key][0]))
-
-    def pairs(self, seed: int) -> list[tuple[Task, Task]]:
-        """Each subject with one style, another one with every seed."""
-        styles = self.plan.styles
-        return [
-            (Task("subject", name), Task("style", styles[(i + seed) % len(styles)]))
-            for i, name in enumerate(self.plan.subjects)
-        ]
+        """Every method's learning rate, by as many tries on subjects, and on a style, that are never reported."""
+        methods = self.methods(slow)
+        self.do(job for lr in RATES for method in methods for kind in TASKS for job in self.tries(method, kind, lr))
+        best = [(method, kind, self.best_rate(method, kind)) for method in methods for kind in TASKS]
+        self.do(job for method, kind, lr in best if lr in FURTHER for job in self.tries(method, kind, FURTHER[lr]))
 
     def train(self, pair: tuple[Task, Task], seed: int, slow: bool) -> None:
         self.do(self.trained(method, task, seed) for method in self.methods(slow) for task in pair)
 
-    def ablate(self) -> None:
-        """One thing changed at a time, all at the learning rate of the whole."""
-        if len(self.plan.methods) < len(METHODS):
-            return
-        whole, jobs = METHODS[ABLATED], []
-        for kind in TASKS:
-            lr = self.best_rate(whole, kind)
-            for name, (changes, options) in ABLATIONS.items():
-                method = replace(whole, name=name, settings={**(whole.settings or {}), **changes}, **options)
-                prior = 8 if "prior" in name else 0
-                jobs.append(self.training_job(method, ABLATED_ON[kind], ABLATION_SEED, lr, "ablation", prior))
-        self.do(jobs)
-
     def merge(self, pair: tuple[Task, Task], seed: int, slow: bool) -> None:
-        """Changes of the weights added up, and for ours the geodesic merge; over all strengths with seed 0 only."""
-        jobs, lost = [], {}
-        for method in self.methods(slow):
-            parts = [self.trained(method, task, seed) for task in pair]
-            if all(part.key in self.results.rows for part in parts):
-                new = [job for job in self.merge_jobs(parts, *pair) if job.key not in self.results.rows]
-                jobs += new
-                if any(job.call[0] == "merge" for job in new):
-                    lost |= {part.key: part for part in parts if not self.results.deltas(part.key).exists()}
-        # measured on another machine: only its weights are missing
-        for future in [self.pool.submit(runs.call, *part.call) for part in lost.values()]:
-            future.result()
-        self.do(jobs)
+        def missing(method: Method) -> list[Job]:
+            return [job for job in self.merge_jobs(method, pair, seed) if job.key not in self.results.rows]
 
-    def merge_jobs(self, parts: list[Job], subject: Task, style: Task) -> Iterator[Job]:
-        row = {name: parts[0].row[name] for name in ("method", "budget", "seed", "note")}
-        row |= {"task": "merge", "subject": subject.name, "style": style.name}
-        row |= {name: [part.row[name] for part in parts] for name in ("lr", "steps")}
-        diverged = any(self.results.rows[part.key][0].get("diverged") for part in parts)
-        seed = row["seed"]
-        paths = [self.results.deltas(part.key) for part in parts]
-        ours = METHODS[f"{row['method']}-{row['budget']}"].settings is not None
-        for how in ("sum", "geodesic") if ours else ("sum",):
-            for strengths in self.plan.strengths[: None if seed == 0 else 1]:
-                yield Job(
-                    f"merge/{parts[0].key}{parts[1].key}/{how}/{strengths}",
-                    {**row, "merge_method": how, "strengths": list(strengths)},
-                    ("diverged",) if diverged else ("merge", paths, how, strengths, subject, style, seed),
-                )
+        methods = self.methods(slow)
+        asked = [method for method in methods if any(job.call[0] == "merge" for job in missing(method))]
+        parts = [self.trained(method, task, seed) for method in asked for task in pair]
+        # measured on another machine, where the weights stayed
+        self.do([part for part in parts if not self.results.deltas(part.key).exists()], again=True)
+        self.do(job for method in methods for job in missing(method))
 
     def report(self) -> None:
         """Everything measured so far as JSON, tables and plots."""
-        report.write(list(self.results), score, self.folder, asdict(self.plan))
+        keys = {job.key for job in self.planned()}
+        rows = [row for row in self.results if row["key"] in keys]
+        report.write(rows, score, self.folder, asdict(self.plan), list(ABLATIONS))
         say(f"written to {self.folder}")
 
     def everything(self, stages: Iterable[str]) -> None:
         """The stages in turn: one pair of subject and style after another with its merges, slow methods last."""
         stages = set(stages)
         if "base" in stages:
-            self.base()
+            self.do(self.base_jobs())
         for slow in (False, True):
             if "tune" in stages:
                 self.tune(slow)
@@ -263,8 +302,8 @@ class Bench:
                         self.merge(pair, seed, slow)
                     if "report" in stages:
                         self.report()
-                if "ablate" in stages and (seed, slow) == (self.plan.seeds[0], False):
-                    self.ablate()
+            if "ablate" in stages and self.plan.ablations and not slow:
+                self.do(self.ablation_jobs())
         if "report" in stages:
             self.report()
 
@@ -281,9 +320,10 @@ def run_key(method: Method, task: Task, seed: int, lr: float, note: str = "") ->
 def score(row: Row) -> float:
     """What learning rates are chosen by: the product of learning the thing and keeping the rest."""
     if row.get("diverged"):
-        return 0.0
+        return -1.0
     if row["task"] == "subject":
-        return max(0.0, row["gain"]) * row["prompt_accuracy"]
+        # what became less like the subject is no better for having lost the rest too
+        return row["gain"] * (row["prompt_accuracy"] if row["gain"] > 0 else 1)
     return row["style_probability"] * row["class_accuracy"]
 
 
@@ -296,22 +336,32 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-#: settings and options that differ from SODA-SVD at the large budget
-ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "as it is": ({}, {}),
-    **{f"{n} factor{'s' * (n > 1)}": ({"factor_preset": "auto", "factor_count": n}, {}) for n in (1, 2, 3, 4)},
-    **{f"shift on {n} knots": ({"shift_knots": n}, {}) for n in (64, 16, 8)},
-    "retraction cayley": ({"retraction": "cayley"}, {}),
-    "retraction exp": ({"retraction": "exp"}, {}),
-    "Cayley-Adam": ({}, {"cayley": True}),
-    "schedule constant": ({"schedule": "constant"}, {}),
-    "loss min-snr": ({"loss": "min-snr"}, {}),
-    **{f"loss dco, beta {beta}": ({"loss": "dco", "dco_beta": float(beta)}, {}) for beta in (1000, 30)},
-    "loss mse + prior": ({}, {}),
-    "all linear and convolution layers": ({"layers": "all linear + conv", "factor_preset": "large"}, {}),
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the method that is ablated."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    prior: int = 0  #: pictures of the class for prior preservation
+    cayley: bool = False
+    slow: bool = False  #: with the first seed only
+
+
+ABLATIONS = {
+    "as it is": Variant(),
+    **{
+        f"{n} factor{'s' * (n > 1)}, balanced": Variant({"factor_preset": "auto", "factor_count": n}, slow=n == 1)
+        for n in (1, 2, 3, 4)
+    },
+    **{f"shift on {n} knots": Variant({"shift_knots": n}) for n in (64, 16, 8)},
+    "retraction cayley": Variant({"retraction": "cayley"}),
+    "retraction exp": Variant({"retraction": "exp"}),
+    "Cayley-Adam": Variant(cayley=True),
+    "schedule constant": Variant({"schedule": "constant"}),
+    "loss min-snr": Variant({"loss": "min-snr"}),
+    **{f"loss dco, beta {beta}": Variant({"loss": "dco", "dco_beta": float(beta)}) for beta in (1000, 30)},
+    "loss mse + prior": Variant(prior=8),
+    "all linear and convolution layers": Variant({"layers": "all linear + conv", "factor_preset": "large"}),
 }
-
-
 STAGES = ("base", "tune", "train", "merge", "ablate", "report")
 
 

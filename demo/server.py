@@ -347,6 +347,10 @@ class Server:
         """Whether a prompt runs or waits, whoever queued it."""
         return any(self._json("/queue").values())
 
+    def finished(self) -> set[str]:
+        """Ids of the prompts that have run, whoever queued them."""
+        return set(self._json("/history"))
+
     def interrupt(self) -> None:
         """Cancel what is running."""
         self._post("/interrupt")

@@ -4,7 +4,7 @@
 Needs Chromium, and playwright, which nothing else here does:
 
     pip install playwright
-    COMFYUI_PATH=... python demo/shots.py [--chromium /usr/bin/chromium] [--steps 120]
+    COMFYUI_PATH=... python demo/shots.py [--chromium /usr/bin/chromium] [--steps 220]
 """
 
 from __future__ import annotations
@@ -90,10 +90,13 @@ def shoot(browser: Browser, server: Server, workflow: str, values: dict[str, dic
     page.evaluate(LOAD, json.loads((PACK / "workflows" / f"{workflow}.json").read_text("utf-8")))
     page.evaluate(SET, values)
     say(f"run {workflow}")
+    before = server.finished()
     page.evaluate(QUEUE)
     time.sleep(3)
     while server.busy:
         time.sleep(1)
+    (ours,) = server.finished() - before
+    server.wait(ours)  # raises what went wrong
     clip = page.evaluate(FRAME, [WIDTH, HEIGHT, MENUS])
     time.sleep(4)  # until pictures are drawn
     Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB").save(path, quality=85)

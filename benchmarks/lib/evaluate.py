@@ -22,14 +22,17 @@ def _text(thing: str, background: str, style: str) -> str:
 
 def subject_prompts(task: Task, count: int) -> list[Prompt]:
     """On backgrounds that no training picture had, every other one in a style that the base model knows."""
-    used = {scene.background for scene in task.scenes()}
-    new = [b for b in BACKGROUNDS if b not in used]
-    prompts = []
+    new, prompts = _new_backgrounds(task), []
     for i in range(count):
         background, word = new[i // 2 % len(new)], f"{SUBJECT_WORD} {task.class_word}"
         style = STYLES[1 + i // 2 % (len(STYLES) - 1)] if i % 2 else "flat"
         prompts.append(Prompt(_text(word, background, style), task.class_word, background, style))
     return prompts
+
+
+def _new_backgrounds(task: Task) -> list[str]:
+    used = {scene.background for scene in task.scenes()}
+    return [b for b in BACKGROUNDS if b not in used]
 
 
 def style_prompts(task: Task, count: int) -> list[Prompt]:
@@ -44,10 +47,11 @@ def style_prompts(task: Task, count: int) -> list[Prompt]:
 
 
 def merge_prompts(subject: Task, style: Task, count: int) -> list[Prompt]:
-    kind = subject.class_word
+    """On backgrounds that no picture of the subject had."""
+    kind, new = subject.class_word, _new_backgrounds(subject)
+    backgrounds = [new[i % len(new)] for i in range(count)]
     return [
-        Prompt(_text(f"{SUBJECT_WORD} {kind}", b, f"in {STYLE_WORD} style"), kind, b, style.name)
-        for b in (BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(count))
+        Prompt(_text(f"{SUBJECT_WORD} {kind}", b, f"in {STYLE_WORD} style"), kind, b, style.name) for b in backgrounds
     ]
 
 

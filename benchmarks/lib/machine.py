@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from demo.files import replacing
 from demo.machine import core_count, processor
 
 Row = dict[str, Any]
@@ -43,9 +44,10 @@ def with_kept(name: str, rows: list[Row]) -> list[Row]:
 
 def write_rows(name: str, rows: Iterable[Row], tables: str = "", folder: Path = RESULTS) -> None:
     """``<name>.json``: a list of flat rows, one a line, each with the machine; and tables in ``<name>.md``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"machine": label(), **row}) for row in rows]
-    (folder / f"{name}.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
+    rows = [{"machine": label(), **row} for row in rows]
+    with replacing(folder / f"{name}.json") as unfinished:
+        unfinished.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", "utf-8")
     if tables:
-        head = f"Written by `python dev.py bench {name}` on {label()}."
+        machines = dict.fromkeys(row["machine"] for row in rows)
+        head = f"Written by `python dev.py bench {name}` on {'; '.join(machines)}."
         (folder / f"{name}.md").write_text(f"{head}\n\n{tables}\n", "utf-8")

@@ -28,8 +28,13 @@ BUDGETS = ("small", "large")
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation."""
-    return statistics.fmean(values), statistics.pstdev(values)
+    """Mean and standard deviation; the latter is zero where there is one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _said(values: Sequence[float], sign: str = "") -> str:
+    mean, spread = mean_and_spread(values)
+    return f"{mean:{sign}.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -56,7 +61,7 @@ def table(
     rows: Iterable[Row], metrics: Sequence[str], extra: Callable[[list[Row]], dict[str, str]] | None = None
 ) -> str:
     """A Markdown table: a line for each method and budget, mean ± standard deviation over subjects, styles, seeds."""
-    lines, heads = [], ["method", "budget", "parameters", "runs", *(m.replace("_", " ") for m in metrics)]
+    lines, heads = [], ["method", "budget", "freedom", "runs", *(m.replace("_", " ") for m in metrics)]
     for (method, budget), group in groups(rows).items():
         lasting = _lasting(group)
         cells = [
@@ -69,8 +74,7 @@ def table(
             if not lasting:
                 cells.append("diverged")
                 continue
-            mean, spread = mean_and_spread([row[metric] for row in lasting])
-            cells.append(f"{mean:.3f} ± {spread:.3f}")
+            cells.append(_said([row[metric] for row in lasting]))
         if extra:
             more = extra(group)
             cells += more.values()
@@ -107,24 +111,22 @@ def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels:
 
 
 def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -> None:
-    """One bar for each method and budget, with its spread."""
+    """A bar for each method and budget, with its spread, in a panel for what was trained."""
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(9, 4.2))
-    names, position = [], 0.0
-    for (method, budget), group in groups(rows).items():
-        lasting = _lasting(group)
-        if not lasting:
-            continue
-        mean, spread = mean_and_spread([row[metric] for row in lasting])
-        axis.bar(
-            position, mean, yerr=spread, color=LOOKS[method][0], alpha=0.9 if budget == "small" else 0.55, ecolor="#555"
-        )
-        names.append(f"{method}\n{budget}")
-        position += 1
-    axis.set_xticks(range(len(names)), names, fontsize=7, rotation=45, ha="right")
-    axis.set_ylabel(label)
-    axis.grid(axis="y", alpha=0.25)
-    axis.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    figure, axes = plt.subplots(2, 1, figsize=(9, 7), sharex=True, sharey=True)
+    found = groups(_lasting(rows))
+    for axis, kind in zip(axes, ("subject", "style"), strict=True):
+        for position, ((method, budget), group) in enumerate(found.items()):
+            if values := [row[metric] for row in group if row["after"] == kind]:
+                mean, spread = mean_and_spread(values)
+                alpha = 0.9 if budget == "small" else 0.55
+                axis.bar(position, mean, yerr=spread, color=LOOKS[method][0], alpha=alpha, ecolor="#555")
+        axis.set_ylabel(label)
+        axis.grid(axis="y", alpha=0.25)
+        axis.set_title(f"after training a {kind}", loc="left", fontsize=10)
+    names = [f"{method}\n{budget}" for method, budget in found]
+    axes[-1].set_xticks(range(len(names)), names, fontsize=7, rotation=45, ha="right")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     _save(figure, path)
 
 
@@ -153,33 +155,47 @@ def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: 
     _save(figure, path)
 
 
-def write(rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan: dict[str, Any]) -> None:
-    """``quality.json``, ``quality.md`` (tables) and plots into ``folder``."""
+def write(
+    rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan: dict[str, Any], variants: Sequence[str]
+) -> None:
+    """``quality.json``, ``quality.md`` (tables) and plots into ``folder``.
+
+    Args:
+        score: of a subject's or a style's row.
+        variants: of the ablations, in their order.
+    """
 
     def of(task: str, note: str = "") -> list[Row]:
         return [row for row in rows if row["task"] == task and row["note"] == note]
 
     parts = [
-        f"Mean ± standard deviation over subjects or styles, and seeds. Subjects "
-        f"{plan['subject_steps']} steps, styles {plan['style_steps']}, batches of {plan['batch']}.",
+        f"Subjects {plan['subject_steps']} steps, styles {plan['style_steps']}, batches of {plan['batch']}. Mean ± "
+        "standard deviation over subjects or styles, and seeds, which differ more than methods do; so the last column "
+        "has the mean difference to LoRA of the same budget, over the same subjects, styles and seeds, ± its standard "
+        "error. *Freedom*: trained degrees of freedom; an orthogonal k x k matrix has k (k - 1) / 2.",
+        "Diverged runs are counted in the number of runs, not in the means.",
     ]
-    parts.append("Diverged runs are counted in the number of runs, not in the means.")
     parts += reference_lines([row for row in rows if row.get("note") == "base"])
     if subjects := of("subject"):
-        parts += ["## Subjects", table(subjects, ("similarity", "gain", "prompt_accuracy", "class_accuracy"), _rate)]
+        extra = _and(_rate, _against_lora(subjects, score))
+        parts += ["## Subjects", "Score: gain times prompt accuracy."]
+        parts += [table(subjects, ("similarity", "gain", "prompt_accuracy", "class_accuracy"), extra)]
         scatter(subjects, "prompt_accuracy", "similarity", "Subject: likeness against the rest of the prompt",
                 folder / "quality-subject.png", ("prompt accuracy", "similarity to the real pictures"))  # fmt: skip
     if styles := of("style"):
-        parts += ["## Styles", table(styles, ("style_probability", "style_accuracy", "class_accuracy"), _rate)]
+        extra = _and(_rate, _against_lora(styles, score))
+        parts += ["## Styles", "Score: style probability times class accuracy."]
+        parts += [table(styles, ("style_probability", "style_accuracy", "class_accuracy"), extra)]
         scatter(styles, "class_accuracy", "style_accuracy", "Style: on classes that no training picture showed",
                 folder / "quality-style.png", ("class accuracy", "style accuracy"))  # fmt: skip
     if merges := of("merge"):
         merges = [{**row, "method": f"{row['method']}, {row['merge_method']}"} for row in merges]
         even = [row for row in merges if row["strengths"] == [1.0, 1.0]]
-        parts += ["## Merged, both at strength 1", table(even, MERGE_METRICS)]
-        tried = [row for row in merges if row["seed"] == 0]
-        parts += ["## Merged with seed 0, the best of four strengths of each pair in hindsight"]
-        parts += [table(_best(tried), MERGE_METRICS)]
+        parts += ["## Merged, both at strength 1", "Score: *both*."]
+        parts += [table(even, MERGE_METRICS, _against_lora(even, _both))]
+        best = _best(row for row in merges if row["seed"] == 0)
+        parts += [f"## Merged with seed 0, the best of {len(plan['strengths'])} strengths of each pair in hindsight"]
+        parts += [table(best, MERGE_METRICS, _against_lora(best, _both))]
         labels = "probability of the style", "similarity to real ones in the style"
         title = "Merged without training: subject and style at once"
         scatter(even, "style_probability", "styled_similarity", title, folder / "quality-merge.png", labels)
@@ -197,8 +213,9 @@ def write(rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan
     if ablations := [row for task in ("subject", "style") for row in of(task, "ablation")]:
         parts += [
             "## Ablations",
-            "On a subject and a style that are not reported, one seed.",
-            ablation_table(ablations, of("drift", "ablation"), score),
+            "On a subject and a style that are not reported, all at the rates chosen for the method as it is (the "
+            "style is the one on which they were chosen). Mean score ± standard deviation over seeds.",
+            ablation_table(ablations, of("drift", "ablation"), score, variants),
         ]
     write_rows("quality", rows, "\n\n".join(parts), folder)
 
@@ -209,6 +226,34 @@ MERGE_METRICS = ("similarity", "styled_similarity", "style_probability", "class_
 
 def _rate(group: list[Row]) -> dict[str, str]:
     return {"learning rate": f"{group[0]['lr']:g}"}
+
+
+def _both(row: Row) -> float:
+    return float(row["both"])
+
+
+def _and(*extras: Callable[[list[Row]], dict[str, str]]) -> Callable[[list[Row]], dict[str, str]]:
+    return lambda group: {name: cell for extra in extras for name, cell in extra(group).items()}
+
+
+def _against_lora(rows: Iterable[Row], score: Callable[[Row], float]) -> Callable[[list[Row]], dict[str, str]]:
+    """A cell with the paired difference of the score to LoRA's of the same budget."""
+
+    def what(row: Row) -> tuple[Any, ...]:
+        return row["budget"], row.get("subject"), row.get("style"), row["seed"]
+
+    rival = {what(row): score(row) for row in _lasting(rows) if _plain(row["method"]) == "LoRA"}
+
+    def cell(group: list[Row]) -> dict[str, str]:
+        pairs = [(score(row), rival[what(row)]) for row in _lasting(group) if what(row) in rival]
+        said = ""
+        if len(pairs) > 1 and _plain(group[0]["method"]) != "LoRA":
+            differences = [ours - other for ours, other in pairs]
+            mean, spread = mean_and_spread(differences)
+            said = f"{mean:+.3f} ± {spread / len(pairs) ** 0.5:.3f}"
+        return {"score minus LoRA's": said}
+
+    return cell
 
 
 def _best(merges: Iterable[Row]) -> list[Row]:
@@ -233,22 +278,29 @@ def reference_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def ablation_table(rows: Iterable[Row], drift: Iterable[Row], score: Callable[[Row], float]) -> str:
-    """A line for each variant: its score on the subject and on the style, and the mean of what else it changed."""
-    by_name: dict[str, dict[str, Row]] = {}
+def ablation_table(
+    rows: Iterable[Row], drift: Iterable[Row], score: Callable[[Row], float], variants: Sequence[str]
+) -> str:
+    """A line for each variant: its score on the subject and on the style, and what else it changed."""
+    by_name: dict[str, list[Row]] = {name: [] for name in variants}
     for row in rows:
-        by_name.setdefault(row["method"], {})[row["task"]] = row
+        by_name[row["method"]].append(row)
     changed: dict[str, list[float]] = {}
-    for row in drift:
+    for row in _lasting(drift):
         changed.setdefault(row["method"], []).append(row["changed"])
-    lines = ["| variant | parameters | subject | style | drift | s per step |", "| --- " * 6 + "|"]
-    for name, tasks in by_name.items():
-        cells = [f"{score(tasks[task]):.3f}" if task in tasks else "" for task in ("subject", "style")]
-        cells.append(f"{statistics.fmean(changed[name]):.3f}" if name in changed else "")
-        lasting = _lasting(tasks.values())
-        params = f"{lasting[0]['params']:,}" if lasting else "diverged"
-        pace = f"{statistics.median(row['seconds_per_step'] for row in lasting):.2f}" if lasting else ""
-        lines.append(f"| {name} | {params} | {' | '.join(cells)} | {pace} |")
+    lines = ["| variant | freedom | subject | style | drift |", "| --- " * 5 + "|"]
+    for name, of in by_name.items():
+        lasting = _lasting(of)
+        if not of:
+            continue
+        cells = []
+        for task in ("subject", "style"):
+            scores = [score(row) for row in lasting if row["task"] == task]
+            lost = sum(row["task"] == task for row in of) - len(scores)
+            cells.append((_said(scores) if scores else "") + (f" ({lost} diverged)" if lost else ""))
+        cells.append(_said(changed[name]) if name in changed else "")
+        freedom = f"{lasting[0]['params']:,}" if lasting else ""
+        lines.append(f"| {name} | {freedom} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

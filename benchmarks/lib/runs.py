@@ -15,7 +15,9 @@ from torch import Tensor
 from benchmarks.lib import evaluate
 from benchmarks.lib.bed import Bed
 from benchmarks.lib.methods import Method
+from demo.files import replacing
 from demo.world.tasks import Task
+from demo.world.vocabulary import CLASSES
 from soda_core.errors import TrainingError
 
 Row = dict[str, Any]
@@ -35,6 +37,7 @@ class Plan:
     prompts: int = 6
     sampling_steps: int = 8
     strengths: tuple[tuple[float, float], ...] = ((1.0, 1.0), (0.7, 0.7), (1.0, 0.7), (0.7, 1.0))
+    ablations: bool = True
 
     def training(self, task: Task) -> dict[str, Any]:
         # not dco: what this small model gains is so large that dco's weight falls to nothing within a few steps
@@ -76,10 +79,11 @@ class Runs:
         except (TrainingError, ValueError, torch.linalg.LinAlgError) as error:
             return [{"diverged": True, "why": str(error).splitlines()[0]}]
         if keep is not None:
-            keep.parent.mkdir(parents=True, exist_ok=True)
+            keep.parent.mkdir(exist_ok=True)
             if trained.adapter is not None:
                 trained.adapter.save(adapter_path(keep))
-            save_file({n: d.half().contiguous() for n, d in trained.deltas.items()}, keep)
+            with replacing(keep) as unfinished:
+                save_file({n: d.half().contiguous() for n, d in trained.deltas.items()}, unfinished)
         cost = {"params": trained.params, "stored": trained.stored, "seconds_per_step": trained.seconds_per_step}
         rows = [{**cost, **self._measure(task, trained.deltas, seed)}]
         if drift:
@@ -90,7 +94,7 @@ class Runs:
         self, paths: Sequence[Path], how: str, strengths: Sequence[float], subject: Task, style: Task, seed: int
     ) -> list[Row]:
         """What two trainings left, merged."""
-        prompts = evaluate.merge_prompts(subject, style, self.plan.prompts // 2)
+        prompts = evaluate.merge_prompts(subject, style, self.plan.prompts)
         verdict, _ = self._judged(self._merged(paths, how, strengths), prompts, seed)
         references = self._reference(subject), self._reference(subject, style.name)
         return [evaluate.merge_metrics(verdict, prompts, *references)]
@@ -122,7 +126,7 @@ class Runs:
         return evaluate.style_metrics(self._judged(deltas, prompts, seed)[0], prompts)
 
     def _drift(self, deltas: Mapping[str, Tensor], seed: int) -> Row:
-        prompts = evaluate.plain_prompts(self.plan.prompts // 2)
+        prompts = evaluate.plain_prompts(len(CLASSES))
         if seed not in self._unchanged:
             self._unchanged[seed] = self._judged(None, prompts, seed)
         return evaluate.drift_metrics(*self._judged(deltas, prompts, seed), *self._unchanged[seed], prompts)

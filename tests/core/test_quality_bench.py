@@ -14,14 +14,17 @@ NO_REPORT = Path("no report")
 
 
 def test_a_run_that_diverged_is_never_chosen() -> None:
-    assert score({"task": "subject", "diverged": True}) == 0
+    assert score({"task": "subject", "diverged": True}) < score(
+        {"task": "subject", "gain": -0.2, "prompt_accuracy": 0.5}
+    )
 
 
 def test_likeness_alone_does_not_choose_a_rate() -> None:
     shows_only_the_subject = {"task": "subject", "gain": 0.9, "prompt_accuracy": 0.1}
     does_both = {"task": "subject", "gain": 0.5, "prompt_accuracy": 0.9}
     learnt_nothing = {"task": "subject", "gain": 0.0, "prompt_accuracy": 1.0}
-    assert score(does_both) > score(shows_only_the_subject) > score(learnt_nothing)
+    less_like_it = {"task": "subject", "gain": -0.1, "prompt_accuracy": 0.1}
+    assert score(does_both) > score(shows_only_the_subject) > score(learnt_nothing) > score(less_like_it)
 
 
 def test_results_outlast_a_stop_within_a_line(tmp_path) -> None:
@@ -53,5 +56,5 @@ def test_a_table_counts_diverged_runs_but_does_not_average_them() -> None:
         {"method": "LoRA", "budget": "large", "diverged": True},
     ]
     line = table(rows, ["similarity"]).splitlines()[-1]
-    assert "2 of 3" in line and "0.500 ± 0.250" in line
-    assert mean_and_spread([1.0, 3.0]) == (2.0, 1.0)
+    assert "2 of 3" in line and "0.500 ± 0.354" in line
+    assert mean_and_spread([1.0, 3.0]) == (2.0, 2**0.5)
