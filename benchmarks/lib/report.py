@@ -207,9 +207,10 @@ def write(
              "share of what the judge sees that changed")  # fmt: skip
     for kind in ("subject", "style"):
         if tuning := of(kind, "tuning"):
-            lines(
-                tuning, score, f"How much the learning rate matters for a {kind}", folder / f"quality-rates-{kind}.png"
-            )
+            parts += [f"## Learning rates, {kind}s", f"Mean score on {kind}s that are not reported; the best is taken."]
+            parts += [rate_table(tuning, score)]
+            title = f"How much the learning rate matters for a {kind}"
+            lines(tuning, score, title, folder / f"quality-rates-{kind}.png")
     if ablations := [row for task in ("subject", "style") for row in of(task, "ablation")]:
         parts += [
             "## Ablations",
@@ -276,6 +277,19 @@ def reference_lines(rows: Sequence[Row]) -> list[str]:
             means = ", ".join(f"{m.replace('_', ' ')} {statistics.fmean(row[m] for row in of):.3f}" for m in metrics)
             lines.append(f"The base without an adapter, on the {task}s' prompts: {means}.")
     return lines
+
+
+def rate_table(rows: Sequence[Row], score: Callable[[Row], float]) -> str:
+    """A line for each method and budget, a column for each learning rate, the best in bold."""
+    rates = sorted({row["lr"] for row in rows})
+    table = [f"| method | budget | {' | '.join(f'{rate:g}' for rate in rates)} |", "| --- " * (len(rates) + 2) + "|"]
+    for (method, budget), group in groups(rows).items():
+        scores = {rate: [score(row) for row in group if row["lr"] == rate] for rate in rates}
+        means = {rate: statistics.fmean(values) for rate, values in scores.items() if values}
+        best = max(means, key=lambda rate: means[rate])
+        said = {rate: f"**{mean:.3f}**" if rate == best else f"{mean:.3f}" for rate, mean in means.items()}
+        table.append(f"| {method} | {budget} | {' | '.join(said.get(rate, '') for rate in rates)} |")
+    return "\n".join(table)
 
 
 def ablation_table(
