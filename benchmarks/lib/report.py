@@ -133,7 +133,7 @@ def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -
 def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: Path) -> None:
     """Score against learning rate, a panel for each budget: how much the choice matters."""
     plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True, sharey=True)
     for panel, budget in zip(axes, BUDGETS, strict=True):
         for (method, of), group in groups(rows).items():
             if of != budget:
