@@ -43,12 +43,8 @@ PLAIN = {
 WIDTH, HEIGHT, MENUS = 1680, 1180, 110  #: of the window, and what the menus at its top and left take, in pixels
 PROMPTS = {"train": "a sks flower on a striped background", "merge": "a sks flower on a red background, in zqx style"}
 
-LOAD = """async (graph) => {
-    const app = window.app ?? window.comfyAPI.app.app
-    await app.loadGraphData(graph)
-}"""
+LOAD = "async (graph) => { await app.loadGraphData(graph) }"
 SET = """(values) => {
-    const app = window.app ?? window.comfyAPI.app.app
     for (const node of app.graph._nodes)
         for (const widget of node.widgets ?? []) {
             const value = values[node.title]?.[widget.name] ?? values[node.type]?.[widget.name]
@@ -56,7 +52,6 @@ SET = """(values) => {
         }
 }"""
 FRAME = """([width, height, menus]) => {
-    const app = window.app ?? window.comfyAPI.app.app
     for (const node of app.graph._nodes.filter((n) => n.type === "SaveImage")) {  // as small as its picture
         node.setSize([230, 250])
         for (const group of app.graph._groups)
@@ -73,13 +68,13 @@ FRAME = """([width, height, menus]) => {
     app.canvas.setDirty(true, true)
     return {x: menus, y: menus, width: (right - left) * ds.scale, height: (bottom - top) * ds.scale}
 }"""
-QUEUE = "async () => { const app = window.app ?? window.comfyAPI.app.app; await app.queuePrompt(0) }"
+QUEUE = "async () => { await app.queuePrompt(0) }"
 
 
 def opened(browser: Browser, server: Server) -> Page:
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     page.goto(server.url)
-    page.wait_for_function("(window.app ?? window.comfyAPI?.app?.app)?.graph !== undefined", timeout=120_000)
+    page.wait_for_function("(window.app ??= window.comfyAPI?.app?.app)?.graph !== undefined", timeout=120_000)
     time.sleep(5)  # it goes on to open a workflow of its own
     return page
 

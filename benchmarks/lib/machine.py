@@ -50,4 +50,5 @@ def write_rows(name: str, rows: Iterable[Row], tables: str = "", folder: Path = 
     if tables:
         machines = dict.fromkeys(row["machine"] for row in rows)
         head = f"Written by `python dev.py bench {name}` on {'; '.join(machines)}."
-        (folder / f"{name}.md").write_text(f"{head}\n\n{tables}\n", "utf-8")
+        with replacing(folder / f"{name}.md") as unfinished:
+            unfinished.write_text(f"{head}\n\n{tables}\n", "utf-8")

@@ -32,9 +32,9 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _said(values: Sequence[float], sign: str = "") -> str:
+def _said(values: Sequence[float]) -> str:
     mean, spread = mean_and_spread(values)
-    return f"{mean:{sign}.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
+    return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
 
 
 def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
