@@ -173,7 +173,7 @@ def write(
         "standard deviation over subjects or styles, and seeds, which differ more than methods do; so the last column "
         "has the mean difference to LoRA of the same budget, over the same subjects, styles and seeds, ± its standard "
         "error. *Freedom*: trained degrees of freedom; an orthogonal k x k matrix has k (k - 1) / 2.",
-        "Diverged runs are counted in the number of runs, not in the means.",
+        "Diverged runs, and merges that *geodesic* refuses, are counted in the number of runs, not in the means.",
     ]
     parts += reference_lines([row for row in rows if row.get("note") == "base"])
     if subjects := of("subject"):

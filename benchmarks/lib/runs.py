@@ -18,7 +18,7 @@ from benchmarks.lib.methods import Method
 from demo.files import replacing
 from demo.world.tasks import Task
 from demo.world.vocabulary import CLASSES
-from soda_core.errors import TrainingError
+from soda_core.errors import ManifoldError, TrainingError
 
 Row = dict[str, Any]
 
@@ -95,7 +95,11 @@ class Runs:
     ) -> list[Row]:
         """What two trainings left, merged."""
         prompts = evaluate.merge_prompts(subject, style, self.plan.prompts)
-        verdict, _ = self._judged(self._merged(paths, how, strengths), prompts, seed)
+        try:
+            deltas = self._merged(paths, how, strengths)
+        except ManifoldError as error:  # rotated so far that there is no way between
+            return [{"diverged": True, "why": str(error).splitlines()[0]}]
+        verdict, _ = self._judged(deltas, prompts, seed)
         references = self._reference(subject), self._reference(subject, style.name)
         return [evaluate.merge_metrics(verdict, prompts, *references)]
 
