@@ -245,17 +245,18 @@ def train(
         string=pictures["texts"], find=placeholder, replace="",
     )  # fmt: skip
     base_captions = _encode(g, (0, 974), checkpoint["CLIP"], shorten[0], "Base captions")
+    negative = _encode(g, (920, 890), checkpoint["CLIP"], NEGATIVE, "Negative prompt")
 
     trainer = g.add(
         "SODATrain", (420, 0), (420, 1130), colour=PURPLE,
         model=checkpoint["MODEL"], latents=dataset["latents"], positive=dataset["conditioning"],
-        base_positive=base_captions[0], filename_prefix=prefix, trigger_phrase=trigger,
+        base_positive=base_captions[0], negative=negative[0], vae=checkpoint["VAE"],
+        filename_prefix=prefix, trigger_phrase=trigger,
     )  # fmt: skip
 
     curve = g.add("PreviewImage", (920, 0), (430, 620), "Loss curve", images=trainer["loss_curve"])
     inspect = g.add("SODAInspectAdapter", (1370, 0), (430, 620), colour=PURPLE, adapter=trainer["adapter"])
     positive = _encode(g, (920, 740), checkpoint["CLIP"], prompt, "Prompt")
-    negative = _encode(g, (920, 890), checkpoint["CLIP"], NEGATIVE, "Negative prompt")
     latent = g.add("EmptyLatentImage", (920, 1030), (340, 100), width=SIZE, height=SIZE, batch_size=1)
     sampler = _sampler(g, (1310, 740), trainer["MODEL"], positive, negative, latent)
     decode = g.add("VAEDecode", (1650, 740), (150, 56), samples=sampler[0], vae=checkpoint["VAE"])
@@ -267,16 +268,20 @@ def train(
     g.group("What it learned", GROUP_GREY, curve, inspect)
     g.group("Sample with the new adapter", GROUP_BLUE, positive, negative, latent, sampler, decode)
     g.group("Result", GROUP_GREEN, save)
-    subject_tip = f"a *placeholder* word that means nothing yet: `a {placeholder}cat on green hills`"
+    subject_tip = f"a *placeholder* word that means nothing yet: `a {trigger} on green hills`"
     style_tip = f"what it shows and *then* the style: `a house on a hill, {trigger}`"
+    word = placeholder.strip(", ")
     g.note(
-        (-420, 0), (370, 430),
+        (-420, 0), (370, 520),
         f"""## Train a {what} adapter
 
 1. Choose your **base model**.
 2. Put 3 to 10 pictures in a folder in ComfyUI's `input` folder, here `{folder}`. Beside each goes a text file of the \
-same name with its caption: {subject_tip if what == "subject" else style_tip}.
-3. Press **Run**. The adapter is saved in `models/soda` as soon as training ends, and a picture is made with it.
+same name with its caption: {subject_tip if what == "subject" else style_tip}. \
+Press `R` when a new folder is not listed.
+3. Another phrase than `{word}`? Change it in the captions, in **Captions without '{word}'**, in **trigger_phrase** \
+and in the **Prompt**.
+4. Press **Run**. The adapter is saved in `models/soda` as soon as training ends, and a picture is made with it.
 
 Cancelling keeps what was learned so far.
 
@@ -285,13 +290,15 @@ model can do already.""",
         "Start here",
     )  # fmt: skip
     g.note(
-        (-420, 490), (370, 400),
+        (-420, 580), (370, 430),
         f"""## Settings
 
-- **Resize**: {SIZE} for SD1.5, 1024 for SDXL and SD3. Smaller is faster.
-- **steps**: 1000 for a few pictures. Watch the loss curve and the previews (`preview_every`).
-- **rotation_lr, shift_lr**: 5e-5 is the authors' value. Learned too little? Raise both, up to 1e-3.
-- **training_dtype**: bf16 on a GPU, fp32 on a CPU.
+- **Resize**: {SIZE} for SD1.5, 1024 for SDXL and SD3; *Empty Latent Image* takes the same. Smaller is faster.
+- **steps**: 1000 for a few pictures. Set **preview_every** to 100 and judge by the previews: the loss jumps whatever \
+you do.
+- **rotation_lr, shift_lr**: 5e-5 is the authors' value for 1000 steps. Nothing learnt? Three times as much, again and \
+again. Broken pictures? A third.
+- **training_dtype**: leave at *auto*.
 - Out of memory: turn on *gradient_checkpointing*, or resize to fewer pixels.
 
 Captions must say everything that is **not** the {what}, so that only the {what} sticks to the word.""",
@@ -388,9 +395,9 @@ def load_and_sample(object_info: dict[str, Any]) -> dict[str, Any]:
         (-420, 0), (370, 520),
         """## Use an adapter
 
-Choose the **base model** the adapter was trained on, then the **adapter** (press `R` after training a new one).
+Choose the **base model** the adapter was trained on, then the **adapter**.
 
-`{trigger}` in the prompt becomes the phrase that is stored in the adapter.
+`{trigger}` in the prompt becomes the phrase that is stored in the adapter. For a style write `a house, {trigger}`.
 
 - **strength_model**: 0 = base model, 1 = as trained.
 - **mode**
@@ -398,7 +405,7 @@ Choose the **base model** the adapter was trained on, then the **adapter** (pres
   - *geodesic*: turns the rotation by that part of its angle; try it for strengths above 1.
 
 An adapter's spectral shift only fits the weights it was trained on, so the loader checks the base model and \
-stops at a wrong one.
+stops at a wrong one (with a rotation only it warns in the log).
 
 The result is an ordinary MODEL: LoRAs, ControlNet and further adapters go behind it.""",
         "Start here",

@@ -46,7 +46,7 @@ PROMPTS = {
     "a sks flower on a sunset background, pixel art": 42,
     "a house on a red background, in zqx style": 11,
 }
-#: for a model a thirtieth of the usual size and a fifth of the usual steps; see "How it is set" in demo/README.md
+#: for a model a twentieth of the usual size and a fifth of the usual steps; see "How it is set" in demo/README.md
 TRAIN = {"layers": "all linear + conv", "factor_preset": "large", "loss": "mse"}
 SCHEDULES = {"subject": "cosine", "style": "constant"}
 RATES = {"subject": 3e-3, "style": 2.8e-3}

@@ -39,7 +39,7 @@ def strength_inputs() -> list[io.Input]:
         ),
         strength(
             "strength_clip",
-            "The same for the text encoder. Only adapters with text encoder layers use it; 1 = as trained.",
+            "The same for the text encoder; 1 = as trained. Train SODA adapts none, so its adapters do not use it.",
         ),
         io.Combo.Input(
             "mode",
@@ -54,6 +54,7 @@ def strength_inputs() -> list[io.Input]:
             default=False,
             advanced=True,
             tooltip="An adapter's spectral shift belongs to the base it was trained on. Above 20 % error the node "
-            "stops; on = go on all the same. Off by default, because a wrong base fails without any other sign.",
+            "stops; on = go on all the same. Off by default, because a wrong base fails without any other sign. "
+            "Adapters with a rotation only never stop; the log says when the base is another.",
         ),
     ]

@@ -11,7 +11,9 @@ from .common import CATEGORY, SodaAdapterType, adapter_output, strength_inputs
 
 _MODEL_TOOLTIP = "The base model the adapter was trained on. It is not changed; the output is a patched copy."
 _CLIP = io.Clip.Input(
-    "clip", optional=True, tooltip="Only needed for adapters with text encoder layers; passed through otherwise."
+    "clip",
+    optional=True,
+    tooltip="Passed through, unless the adapter has text encoder layers (Train SODA makes none).",
 )
 _TRIGGER = io.String.Output(
     display_name="trigger_phrase", tooltip="The phrase the adapter was trained with; put it in the prompt."
@@ -34,8 +36,8 @@ class SodaLoadAdapter(io.ComfyNode):
                 io.Combo.Input(
                     "adapter_name",
                     options=folders.adapter_names(),
-                    tooltip="A file in models/soda (or your extra soda folders). Freshly trained ones appear at once; "
-                    "press R to refresh the list.",
+                    tooltip="A file in models/soda (or your extra soda folders). Trained and saved ones appear by "
+                    "themselves; press R for files you copied there.",
                 ),
                 *strength_inputs(),
                 _CLIP,
@@ -51,6 +53,8 @@ class SodaLoadAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str, **_: object) -> str:
         """A retrained file of the same name is read again."""
+        if not isinstance(adapter_name, str):  # it comes through a link, which the host watches itself
+            return ""
         try:
             stat = folders.adapter_path(adapter_name).stat()
         except (OSError, ValueError):

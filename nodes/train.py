@@ -36,8 +36,9 @@ def _rate(name: str, of: str) -> io.Input:
         max=1.0,
         step=1e-6,
         round=False,
-        tooltip=f"Learning rate of the {of}, per step. 5e-5 is the authors' value for 1000 steps on SDXL; small models "
-        "and short runs take 1e-3 to 1e-2. 0 freezes this part.",
+        tooltip=f"Learning rate of the {of}, per step. 5e-5 is the authors' value for 1000 steps on SDXL; fewer steps "
+        "need a higher one. Nothing learnt: times three, again and again. Broken pictures: a third. 0 freezes this "
+        "part.",
     )
 
 
@@ -49,9 +50,9 @@ class SodaTrain(io.ComfyNode):
             node_id="SODATrain",
             display_name="Train SODA (in-graph)",
             category=f"{CATEGORY}/training",
-            description="Trains a SODA adapter on the MODEL of the graph with one to a few pictures: shifts the "
-            "spectrum of its weights and rotates their basis with small orthogonal matrices. The file is saved as "
-            "soon as training ends; cancelling keeps the adapter so far. The input MODEL is not changed.",
+            description="Trains a SODA adapter on the MODEL of the graph with three to ten pictures (one works): "
+            "shifts the spectrum of its weights and rotates their basis with small orthogonal matrices. The file is "
+            "saved as soon as training ends; cancelling keeps the adapter so far. The input MODEL is not changed.",
             search_aliases=["soda", "train lora", "dreambooth", "fine-tune", "personalization", "svdiff", "oft"],
             is_input_list=True,
             is_output_node=True,
@@ -137,7 +138,8 @@ class SodaTrain(io.ComfyNode):
                     options=["dco", "mse", "min-snr"],
                     default=d.loss,
                     tooltip="dco (default, the authors'): improve on the base model's own loss, and no more; keeps "
-                    "what the base can do. mse: plain denoising. min-snr: mse with noise levels balanced.",
+                    "what the base can do, for a second forward pass a step. mse: plain denoising, follows the "
+                    "pictures most closely. min-snr: mse with noise levels balanced.",
                 ),
                 io.Float.Input(
                     "dco_beta",
@@ -245,8 +247,9 @@ class SodaTrain(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1_000_000,
-                    tooltip="Sample a preview at a fixed seed every so many steps, shown on the node and kept in "
-                    "output/soda-previews; 0 = none (default, because each costs a whole sampling).",
+                    tooltip="Every so many steps, and before the first (the base), sample the first caption at a fixed "
+                    "seed: cfg 6 with negative connected, else 1. Shown on the node and kept in output/soda-previews, "
+                    "where the next run of that name overwrites it; 0 = none (default: each is a whole sampling).",
                 ),
                 io.Int.Input(
                     "preview_steps",
@@ -292,7 +295,7 @@ class SodaTrain(io.ComfyNode):
                 adapter_output("The trained adapter, already saved."),
                 io.Model.Output(display_name="MODEL", tooltip="The base model with the adapter applied at strength 1."),
                 LossMapType.Output(display_name="loss_map", tooltip="Loss per step, as the core nodes use it."),
-                io.Image.Output(display_name="loss_curve", tooltip="Loss over steps, as a picture."),
+                io.Image.Output(display_name="loss_curve", tooltip="Plain loss over steps, whichever is trained with."),
                 io.String.Output(display_name="saved_name", tooltip="Name of the file in the soda folder."),
             ],
         )
