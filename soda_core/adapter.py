@@ -19,6 +19,8 @@ from .spectral import Decomposition, Spectrum
 #: Thresholds of the base check on the overall relative error of the spectral part.
 WARN_ABOVE = 0.02
 REFUSE_ABOVE = 0.20
+#: And on the distance of the weights, where it warns.
+DISTANT_ABOVE = 0.10
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,14 @@ class SodaAdapter:
     def title(self) -> str:
         return str(self.metadata.get("title") or "unnamed adapter")
 
+    @property
+    def trained_on(self) -> str:
+        """The base model as a user knows it: "photo.safetensors (SD1.5, float16)"."""
+        base = self.metadata.get("base_model") or {}
+        kind = ", ".join(str(base[key]) for key in ("family", "dtype") if base.get(key))
+        name = base.get("name") or "a base model without a name"
+        return f"{name} ({kind})" if kind else str(name)
+
     def identity(self) -> str:
         """SHA-256 (hex) of the tensors."""
         return fileformat.identity(self.layers)
@@ -104,7 +114,7 @@ class BaseReport:
     def summary(self) -> str:
         """One line for a log, more when the error is worth it."""
         if not self.layers:
-            return "base check: the adapter carries no probes, nothing to compare"
+            return "base check: nothing to compare"
         text = (
             f"base check: spectral part off by {self.spectral_error:.2%} overall, "
             f"base weights differ by {self.base_distance:.2%}"
@@ -121,11 +131,16 @@ class BaseReport:
             lines.append(f"{check.spectral_error:>9.2%}  {check.base_distance:>9.2%}  {name}")
         return "\n".join(lines)
 
-    def enforce(self, name: str, ignore: bool) -> None:
+    @property
+    def doubtful(self) -> bool:
+        """Whether a user should hear of it. Without a shift only the distance tells; fp8 copies are off by 3 %."""
+        return self.spectral_error > WARN_ABOVE or self.base_distance > DISTANT_ABOVE
+
+    def enforce(self, adapter: SodaAdapter, ignore: bool) -> None:
         """Raise above :data:`REFUSE_ABOVE` unless told to go on."""
         if self.spectral_error > REFUSE_ABOVE and not ignore:
             raise BaseMismatchError(
-                f"{name} was trained on other weights than this base model: {self.summary()} "
-                f"(allowed {REFUSE_ABOVE:.0%}). Load the base model in the precision it was trained in, or turn on "
-                "'ignore_base_check' to use it all the same"
+                f"{adapter.title} does not fit this base model: {self.summary()} (allowed {REFUSE_ABOVE:.0%}). It was "
+                f"trained on {adapter.trained_on}: load that file in that precision, or turn on 'ignore_base_check' "
+                "to use it all the same"
             )

@@ -55,7 +55,7 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], meta
     """
     path = Path(path)
     data = to_bytes(layers, metadata)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _partial(path)
     try:
         with open(partial, "xb") as file:
             file.write(data)
@@ -69,6 +69,24 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], meta
             f"cannot write {path.name!r} ({len(data) / 2**20:.1f} MiB): {error.strerror or error}; "
             "free some space or make the folder writable, then save again"
         ) from error
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise now what :func:`write` would raise later of a name or folder that takes no file."""
+    path = Path(path)
+    partial = _partial(path)
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise SodaError(
+            f"cannot write {path.name!r}: {error.strerror or error}; make the folder writable or choose another name"
+        ) from error
+
+
+def _partial(path: Path) -> Path:
+    """Where a file is written until it is complete."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def to_bytes(layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,7 @@
 """Decompositions and maps of the orthogonal group that everything else is built from.
 
 Dtype policy of the pack: mathematics runs in float32 or better whatever the dtype of the input; public entry points
-return the input's dtype. Logarithms, roots and decompositions run in float64 where the device has it. One exception: a
+return the input's dtype. Logarithms, roots and decompositions run in float64. One exception: a
 training step in bfloat16 multiplies with singular vectors in bfloat16.
 """
 
@@ -23,9 +23,9 @@ ORTHOGONALITY_TOLERANCE = 1e-3
 _DIVIDE_ABOVE = 1e-4
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on devices without it (Apple's MPS)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def in_float64(X: Tensor) -> Tensor:
+    """X in float64; on the CPU where its own device may not have it (Apple's MPS, some of Intel's GPUs)."""
+    return X.to(X.device if X.device.type in ("cpu", "cuda") else "cpu", torch.float64)
 
 
 def result_dtype(W: Tensor) -> torch.dtype:
@@ -53,11 +53,8 @@ def thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     divide by; a QR then keeps the second basis orthonormal in the directions where S vanishes.
     """
     result = result_dtype(W)
-    W64 = W.to(compute_dtype(W.device))
+    W64 = in_float64(W)
     out, width = W64.shape
-    if W64.dtype != torch.float64:  # squaring would cost half of float32's digits
-        U, S, Vh = torch.linalg.svd(W64, full_matrices=False)
-        return U, S, Vh
     tall = out >= width
     A = W64 if tall else W64.mT
     basis = torch.linalg.eigh(A.mT @ A).eigenvectors.flip(-1)
@@ -72,7 +69,7 @@ def thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     S, order = S.sort(descending=True, stable=True)
     Q, basis = Q[:, order], basis[:, order]
     U, V = (Q, basis) if tall else (basis, Q)
-    return U.to(result).contiguous(), S.to(result), V.mT.to(result).contiguous()
+    return U.to(W.device, result).contiguous(), S.to(W.device, result), V.mT.to(W.device, result).contiguous()
 
 
 def canonical_lq(W: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,15 +82,14 @@ def canonical_lq(W: Tensor) -> tuple[Tensor, Tensor]:
         not promise the signs, so without this convention a shift would not be portable.
     """
     result = result_dtype(W)
-    W64 = W.to(compute_dtype(W.device))
-    Q, R = torch.linalg.qr(W64.mT)
+    Q, R = torch.linalg.qr(in_float64(W).mT)
     signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(R)
-    return (R * signs[:, None]).mT.to(result).contiguous(), (Q * signs).mT.to(result).contiguous()
+    return (R * signs[:, None]).mT.to(W.device, result).contiguous(), (Q * signs).mT.to(W.device, result).contiguous()
 
 
 def orthogonality_residual(R: Tensor) -> float:
-    """``max |RᵀR - I|`` of ``R (..., k, k)``, measured in the compute dtype; NaN where R holds one."""
-    R = R.detach().to(compute_dtype(R.device))
+    """``max |RᵀR - I|`` of ``R (..., k, k)``, measured in float64; NaN where R holds one."""
+    R = in_float64(R.detach())
     eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
     return float((R.mT @ R - eye).abs().max())
 
@@ -127,12 +123,12 @@ def orthogonal_sqrt(R: Tensor) -> Tensor:
 
 
 def orthogonal_log(R: Tensor) -> Tensor:
-    """The skew-symmetric ``log R`` of rotations ``R (..., k, k)``, in the compute dtype.
+    """The skew-symmetric ``log R`` of rotations ``R (..., k, k)``, in float64.
 
     Four square roots bring every angle below 180°/16; then ``log R = 2 artanh((R - I)(R + I)⁻¹)`` converges to
     machine precision in eight terms. Everything is real, batched and stable for equal eigenvalues.
     """
-    R = R.detach().to(compute_dtype(R.device))
+    R = in_float64(R.detach())
     roots = 4
     for _ in range(roots):
         R = orthogonal_sqrt(R)

@@ -250,6 +250,12 @@ def report(subject: SodaAdapter, style: SodaAdapter, rows: Mapping[str, Interfer
         f"layers: {len(merged.layers)} in the result, {len(rows)} in both, "
         f"{len(subject.layers) - len(rows)} only in the subject, {len(style.layers) - len(rows)} only in the style",
     ]
+    hashes = [(adapter.metadata.get("base_model") or {}).get("hash") for adapter in (subject, style)]
+    if all(hashes) and hashes[0] != hashes[1]:
+        lines.append(
+            f"careful: trained on two checkpoints, {subject.trained_on} and {style.trained_on}; loading says how far "
+            "each shift is off"
+        )
     for label, unit, values in (
         ("cosine of the deltas", "", [r.cosine for r in rows.values()]),
         ("cosine of the shifts", "", [r.shift_cosine for r in rows.values()]),
@@ -262,7 +268,7 @@ def report(subject: SodaAdapter, style: SodaAdapter, rows: Mapping[str, Interfer
             lines.append(f"{label}: mean {mean:{sign}.3f}{unit}, largest {largest:{sign}.3f}{unit}")
         elif label == "cosine of the deltas":
             lines.append("cosine of the deltas: connect the base model to measure it")
-    lines.append("0 = the two changes do not meet, 1 = the same change twice, -1 = they cancel")
+    lines.append("cosines: 0 = the two changes do not meet, 1 = the same twice (lower one strength), -1 = they cancel")
     lines.append("")
     lines.append(f"{'delta cos':>9}  {'shift cos':>9}  {'rotation':>9}  layer")
     order = sorted(rows.items(), key=lambda item: -abs(item[1].cosine or item[1].shift_cosine or 0.0))

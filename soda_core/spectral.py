@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
@@ -149,6 +150,12 @@ def decompose(weight: Tensor, kind: Decomposition) -> Spectrum:
     if kind == "qr":
         return QrSpectrum(canonical_lq(W)[1], W.shape[0])
     raise SettingsError(f"unknown decomposition {kind!r}; choose one of {list(get_args(Decomposition))}")
+
+
+def basis_numbers(shape: tuple[int, ...], kind: Decomposition) -> int:
+    """How many numbers the bases hold of a weight of ``shape``."""
+    out, width = shape[0], math.prod(shape[1:])
+    return min(out, width) * (out + width if kind == "svd" else width)
 
 
 def from_tensors(kind: Decomposition, tensors: dict[str, Tensor]) -> Spectrum:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import SettingsError, ShapeError
+from .linalg import in_float64
 
 Retraction = Literal["euler", "cayley", "exp"]
 
@@ -112,7 +113,7 @@ def stiefel_adam_step(
 def retract(xi: Tensor, retraction: Retraction) -> Tensor:
     """A matrix near ``exp ξ`` for a skew step ``ξ (n, k, k)``; exactly orthogonal except for "euler"."""
     if retraction == "exp":
-        return torch.linalg.matrix_exp(xi)
+        return torch.linalg.matrix_exp(in_float64(xi)).to(xi)
     eye = torch.eye(xi.shape[-1], dtype=xi.dtype, device=xi.device)
     if retraction == "cayley":
         return torch.linalg.solve(eye - xi / 2, eye + xi / 2)
@@ -129,8 +130,9 @@ def polar(X: Tensor, residual: float) -> Tensor:
     absurd learning rate; there the eigenvectors of XᵀX are worth their price.
     """
     if residual > 0.5:
-        eigenvalues, Z = torch.linalg.eigh((X.mT @ X).double())
-        return (X.double() @ (Z * eigenvalues.rsqrt()[..., None, :]) @ Z.mT).to(X.dtype)
+        X64 = in_float64(X)
+        eigenvalues, Z = torch.linalg.eigh(X64.mT @ X64)
+        return (X64 @ (Z * eigenvalues.rsqrt()[..., None, :]) @ Z.mT).to(X)
     while True:
         X = 1.5 * X - 0.5 * X @ (X.mT @ X)
         residual = 0.75 * residual**2 + 0.25 * residual**3

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..adapter import WARN_ABOVE, BaseReport, SodaAdapter
+from ..adapter import BaseReport, SodaAdapter
 from ..errors import BaseMismatchError
 from ..fileformat import layer_hash
 from ..layer import AdaptedLayer, BaseCheck, StrengthMode
@@ -61,15 +61,17 @@ def apply_adapter(
         patches = _patches(patcher, layers, strength, mode, checks, steps)
         results.append((owner.clone(), patches, strength if mode == "linear" else 1.0))
     report = BaseReport(checks)
-    report.enforce(adapter.title, ignore_base_check)
-    level = logging.WARNING if report.spectral_error > WARN_ABOVE else logging.INFO
-    logging.log(level, "SODA: %s", report.summary())
+    report.enforce(adapter, ignore_base_check)
+    if report.doubtful:
+        logging.warning("SODA: %s was trained on %s; %s", adapter.title, adapter.trained_on, report.summary())
+    elif checks:
+        logging.info("SODA: %s", report.summary())
     for clone, patches, strength in results:
         if not patches:
             continue
         added = set(clone.add_patches(patches, strength))
         if missing := set(patches) - added:
-            raise BaseMismatchError(f"the host refused {len(missing)} patches, the first is {min(missing)!r}")
+            raise BaseMismatchError(f"ComfyUI refused {len(missing)} patches, the first is {min(missing)!r}")
     return results[0][0], results[1][0] if clip is not None else None
 
 
@@ -88,10 +90,9 @@ def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> dict
 
 
 def _nothing_matches(adapter: SodaAdapter, model: Any) -> None:
-    trained_on = (adapter.metadata.get("base_model") or {}).get("family", "an unknown base")
     have = base.describe(model, with_hash=False)["family"]
     raise BaseMismatchError(
-        f"no layer of {adapter.title} matches this model: it was trained on {trained_on} (its first layer is "
+        f"no layer of {adapter.title} matches this model: it was trained on {adapter.trained_on} (its first layer is "
         f"{next(iter(adapter.layers))!r}), the model is {have}; load the base model it was trained on"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -44,6 +45,22 @@ def pristine_weight(patcher: Any, key: str) -> Tensor:
     if type(weight) not in (Tensor, torch.nn.Parameter) and hasattr(weight, "dequantize"):
         weight = weight.dequantize()
     return weight.detach()  # type: ignore[no-any-return]
+
+
+class PristineWeights(Mapping[str, Tensor]):
+    """:func:`pristine_weight` by layer name, made when asked for: of a quantised model each is a copy."""
+
+    def __init__(self, patcher: Any, names: Sequence[str]) -> None:
+        self.patcher, self.names = patcher, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return pristine_weight(self.patcher, weight_key(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def layer_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:

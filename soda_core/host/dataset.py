@@ -48,7 +48,7 @@ def prepare(
     latents: Sequence[dict[str, Any]],
     conditioning: Sequence[Any],
     base_conditioning: Sequence[Any] | None,
-    what: str,
+    inputs: str = "",
 ) -> Buckets:
     """Check and convert one data set.
 
@@ -57,11 +57,11 @@ def prepare(
         latents: LATENT dicts, each with one or more pictures.
         conditioning: CONDITIONING lists; one entry for all pictures, or one each.
         base_conditioning: likewise without the placeholder word, or None.
-        what: how to name the inputs in errors, "latents" and "positive" by default.
+        inputs: what the inputs' names begin with, for errors: "" of latents and positive, "class_".
     """
-    pictures = _pictures(latents, model, what)
-    captions = _captions(conditioning, len(pictures), what)
-    base_captions = _captions(base_conditioning, len(pictures), f"base {what}") if base_conditioning else None
+    pictures = _pictures(latents, model, f"{inputs}latents")
+    captions = _captions(conditioning, len(pictures), f"{inputs}positive")
+    base_captions = _captions(base_conditioning, len(pictures), "base_positive") if base_conditioning else None
     groups: dict[tuple[int, ...], list[Example]] = {}
     for i, picture in enumerate(pictures):
         latent = model.process_latent_in(picture).to(device)
@@ -103,7 +103,7 @@ def _captions(conditioning: Sequence[Any], pictures: int, what: str) -> list[Any
     if len(captions) in (1, pictures):
         return captions
     raise TrainingError(
-        f"{what}: {pictures} pictures but {len(captions)} captions; give one caption for all pictures or one for each"
+        f"{what}: {len(captions)} captions for {pictures} pictures; give one caption for all pictures or one for each"
     )
 
 
@@ -112,7 +112,10 @@ def _encode(model: Any, caption: Any, latent: Tensor, device: torch.device) -> d
     tensor, options = caption
     plain = {k: ordinary(v).clone() if isinstance(v, Tensor) else v for k, v in options.items()}
     if "hooks" in plain or "control" in plain:
-        raise TrainingError("training takes plain conditioning, without hooks and without ControlNet")
+        raise TrainingError(
+            "a caption (positive, base_positive or class_positive) carries hooks or a ControlNet; training takes plain "
+            "CLIP Text Encode output"
+        )
     conds = comfy.sampler_helpers.convert_cond([[ordinary(tensor).clone(), plain]])
     encoded = comfy.samplers.encode_model_conds(
         model.extra_conds, conds, latent, device, "positive", latent_image=latent, denoise_mask=None, seed=0
@@ -124,7 +127,7 @@ def batch_conds(conds: Sequence[dict[str, Any]], device: torch.device) -> dict[s
     """Keyword arguments of ``apply_model`` for a batch, joined by the host's own rules."""
     if len(conds) > 1 and not all(comfy.samplers.cond_equal_size(conds[0], c) for c in conds[1:]):
         raise TrainingError(
-            "captions of very different lengths cannot share a batch with this model; use batch size 1 and gradient "
-            "accumulation"
+            "captions of very different lengths cannot share a batch with this model; set batch_size to 1 and raise "
+            "accumulation instead"
         )
     return dict(comfy.samplers.cond_cat(list(conds), device))

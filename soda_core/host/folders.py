@@ -11,6 +11,7 @@ import folder_paths
 from PIL import Image
 from server import PromptServer
 
+from .. import fileformat
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
 
@@ -55,10 +56,38 @@ def check_prefix(prefix: str) -> str:
     return clean
 
 
-def save_adapter(adapter: SodaAdapter, prefix: str) -> str:
-    """Save under the first soda folder as ``<prefix>_00001_.safetensors``, counting up; returns the listed name."""
+def save_adapter(adapter: SodaAdapter, prefix: str, anywhere: bool = False) -> str:
+    """Save under the first soda folder as ``<prefix>_00001_.safetensors``, counting up; returns the listed name.
+
+    Args:
+        anywhere: in the next soda folder where that one cannot take it: what was trained must not be lost.
+    """
     prefix = check_prefix(prefix)
-    root = folder_paths.get_folder_paths(FOLDER)[0]
+    roots = folder_paths.get_folder_paths(FOLDER)[: None if anywhere else 1]
+    for root in roots:
+        try:
+            folder, file_name, subfolder = _next_file(prefix, root)
+            adapter.save(os.path.join(folder, file_name))
+            break
+        except SodaError as error:
+            if root == roots[-1]:
+                raise
+            logging.warning("SODA: %s; trying the next soda folder", error)
+    listed = os.path.join(subfolder, file_name)
+    folder_paths.filename_list_cache.pop(FOLDER, None)  # a new file must be in the list at once
+    logging.info("SODA: saved %s", listed)
+    announce(listed)
+    return listed
+
+
+def check_writable(prefix: str) -> None:
+    """Raise now what saving under ``prefix`` would raise after the training."""
+    folder, file_name, _ = _next_file(check_prefix(prefix), folder_paths.get_folder_paths(FOLDER)[0])
+    fileformat.check_writable(os.path.join(folder, file_name))
+
+
+def _next_file(prefix: str, root: str) -> tuple[str, str, str]:
+    """Folder, made if need be, and name of the next file of ``prefix``, and its sub-folder under ``root``."""
     try:
         os.makedirs(root, exist_ok=True)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
@@ -66,13 +95,7 @@ def save_adapter(adapter: SodaAdapter, prefix: str) -> str:
         raise SodaError(
             f"cannot create the folder for {prefix!r}: {error.strerror or error}; make the soda model folder writable"
         ) from error
-    file_name = f"{name}_{counter:05}_{EXTENSION}"
-    adapter.save(os.path.join(folder, file_name))
-    listed = os.path.join(subfolder, file_name)
-    folder_paths.filename_list_cache.pop(FOLDER, None)  # a new file must be in the list at once
-    logging.info("SODA: saved %s", listed)
-    announce(listed)
-    return listed
+    return folder, f"{name}_{counter:05}_{EXTENSION}", subfolder
 
 
 def announce(name: str) -> None:

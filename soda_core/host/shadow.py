@@ -12,9 +12,11 @@ import copy
 import uuid
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 from torch import Tensor
 
+from ..errors import TrainingError
 from . import base
 
 
@@ -31,14 +33,34 @@ def shadow_patcher(patcher: Any) -> Any:
     """A patcher over a private module tree that shares the weights of ``patcher``'s model.
 
     Patches (a LoRA in front, say) and options come along; loading, patching and replaced forwards stay private.
+
+    Raises:
+        TrainingError: the MODEL works by hooks in its modules, which a copy would not have.
     """
-    source = patcher.clone(disable_dynamic=True) if patcher.is_dynamic() else patcher
+    if patcher.injections:
+        raise TrainingError(
+            f"this MODEL carries injections ({', '.join(patcher.injections)}), a bypass LoRA for example; training "
+            "would not see them: take that node out, or use the ordinary LoRA loader"
+        )
+    if patcher.is_dynamic():
+        source = patcher.clone(disable_dynamic=True)
+    else:
+        _unload(patcher)
+        source = patcher
     with torch.inference_mode(False):
         model = _copy_modules(source)
         clone = source.clone(model_override=(model, ({}, {}, {}, set())))
     clone.parent = None
     clone.clone_base_uuid = uuid.uuid4()
     return clone
+
+
+def _unload(patcher: Any) -> None:
+    """Bring the modules back to the base model: a MODEL made from the same one may have left its own state in them."""
+    for i, loaded in reversed(list(enumerate(mm.current_loaded_models))):
+        if loaded.model is not None and patcher.is_clone(loaded.model):
+            loaded.model_unload()
+            mm.current_loaded_models.pop(i)
 
 
 def _copy_modules(patcher: Any) -> torch.nn.Module:

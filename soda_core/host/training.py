@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import comfy.model_management as mm
+import comfy.ops
 import comfy.sample
 import comfy.utils
 import comfyui_version
 import latent_preview
 import torch
 import torch.utils.checkpoint
+from comfy.ldm.modules.attention import attention_pytorch
 from PIL import Image
 from torch import Tensor
 
 from ..adapter import SodaAdapter
-from ..errors import SettingsError, TrainingError
+from ..errors import SettingsError, SodaError, TrainingError
+from ..spectral import basis_numbers
 from ..targets import select
 from ..training import losses
 from ..training.columns import Columns
@@ -44,7 +47,7 @@ _DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.b
 
 _OUT_OF_MEMORY = (
     "the device ran out of memory; turn on gradient_checkpointing, lower batch_size (and raise accumulation instead), "
-    "train smaller pictures or fewer layers. Anything trained so far is saved as <name>-interrupted"
+    "train smaller pictures or fewer layers"
 )
 
 PREVIEW_SIZE = 512
@@ -96,7 +99,7 @@ def train_in_graph(patcher: Any, data: TrainingData, settings: TrainSettings, op
     Raises:
         SettingsError, TrainingError: with what to change. Cancel raises the host's own exception.
     """
-    folders.check_prefix(options.filename_prefix)
+    folders.check_writable(options.filename_prefix)
     if (data.class_latents is None) != (data.class_positive is None):
         raise SettingsError("prior preservation needs both class_latents and class_positive; connect both or neither")
     with _host_state(patcher):
@@ -109,15 +112,18 @@ def train_in_graph(patcher: Any, data: TrainingData, settings: TrainSettings, op
 
 @contextmanager
 def _host_state(patcher: Any) -> Iterator[None]:
-    """Ordinary tensors, gradients on, a private random state; everything put back."""
-    was_training = mm.in_training
+    """Ordinary tensors, gradients on, a private random state; everything put back.
+
+    No asynchronous offloading: it casts all weights in one buffer, which a backward pass would find overwritten.
+    """
+    was_training, streams = mm.in_training, mm.NUM_STREAMS
     cuda = [torch.device(patcher.load_device)] if torch.device(patcher.load_device).type == "cuda" else []
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=cuda):
-        mm.in_training = True
+        mm.in_training, mm.NUM_STREAMS = True, 0
         try:
             yield
         finally:
-            mm.in_training = was_training
+            mm.in_training, mm.NUM_STREAMS = was_training, streams
             gc.collect()  # module trees hold cycles; a GPU's memory must not wait for the collector
             mm.soft_empty_cache()
 
@@ -142,7 +148,7 @@ class _Run:
         self.source, self.data, self.settings, self.options = patcher, data, settings, options
         self.device = base.compute_device(patcher)
         self.dtype = options.dtype if options.dtype != "auto" else _auto_dtype(self.device)
-        self.names = self._targets()
+        self.shapes = self._targets()
         self.patcher = shadow_patcher(patcher)
         self.progress = Progress()
         self.trainable: TrainableAdapter | None = None
@@ -151,25 +157,29 @@ class _Run:
     # -------------------------------------------------------------------------------------------------- life cycle
 
     def run(self) -> TrainingResult:
-        self.prepare()
         try:
+            self.prepare()
             self.fit()
         except BaseException as error:  # the host's cancel is no Exception; nothing trained may be lost
-            self._rescue(error)
+            kept = self._rescue()
             if isinstance(error, Exception) and mm.is_oom(error):
-                raise TrainingError(_OUT_OF_MEMORY) from error
+                raise TrainingError(_OUT_OF_MEMORY + kept) from error
+            if isinstance(error, TrainingError):
+                error.args = (f"{error}{kept}",)
             raise
         adapter = self._adapter()
-        saved_name = folders.save_adapter(adapter, self.options.filename_prefix)
+        saved_name = folders.save_adapter(adapter, self.options.filename_prefix, anywhere=True)
         return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, saved_name)
 
     def prepare(self) -> None:
         """Everything up to the first step."""
         self.pictures, self.class_pictures = self._datasets()
-        self.weights = {n: base.pristine_weight(self.source, base.weight_key(n)) for n in self.names}
+        self.weights = base.PristineWeights(self.source, list(self.shapes))
         self.metadata = self._metadata()
-        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        self.trainable = self._new_trainable(shapes)
+        self.trainable = self._new_trainable(self.shapes)
+        dtype = _DTYPES[self.dtype]
+        if dtype is not None:
+            self.patcher.set_model_compute_dtype(dtype)
         self._load()
         self._attach(self.trainable)
         self._announce(self.trainable)
@@ -198,31 +208,33 @@ class _Run:
             self.trainable.layers.clear()
         del self.patcher
 
-    def _rescue(self, error: BaseException) -> None:
-        if not self.progress.step:
-            return
+    def _rescue(self) -> str:
+        """Save the adapter so far; says where, to end an error with."""
+        step = self.progress.step
+        if not step:
+            return ""
         try:
-            name = folders.save_adapter(self._adapter(), f"{self.options.filename_prefix}-interrupted")
+            name = folders.save_adapter(self._adapter(), f"{self.options.filename_prefix}-interrupted", anywhere=True)
         except Exception as second:
-            logging.error("SODA: the adapter so far could not be saved: %s", second)
-            return
-        logging.warning("SODA: stopped at step %d, adapter so far saved as %s", self.progress.step, name)
-        if isinstance(error, TrainingError):
-            error.args = (f"{error} (saved as {name})",)
+            logging.error("SODA: the adapter of step %d could not be saved: %s", step, second)
+            return f" (the adapter of step {step} could not be saved: {second})"
+        logging.warning("SODA: stopped, the adapter of step %d is saved as %s", step, name)
+        return f" (the adapter of step {step} is saved as {name})"
 
     # ------------------------------------------------------------------------------------------------- preparation
 
-    def _targets(self) -> list[str]:
+    def _targets(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights to adapt, by layer name."""
         shapes = base.layer_shapes(self.source)
         names = select(shapes, self.settings.layers, self.settings.layer_pattern)
-        kept, skipped = [], []
+        kept, skipped = {}, []
         for name in names:
             try:
                 layer_factor_sizes(shapes[name], self.settings)
             except SettingsError as error:
                 skipped.append((name, error))
             else:
-                kept.append(name)
+                kept[name] = shapes[name]
         if skipped:
             logging.warning("SODA: %d of %d layers are left out, the first is %s: %s",
                             len(skipped), len(names), *skipped[0])  # fmt: skip
@@ -233,19 +245,23 @@ class _Run:
     def _datasets(self) -> tuple[Buckets, Buckets | None]:
         convert = functools.partial(prepare, self.patcher.model, self.device)
         data = self.data
-        pictures = convert(data.latents, data.positive, data.base_positive, "positive")
+        pictures = convert(data.latents, data.positive, data.base_positive)
         logging.info("SODA: training on %d pictures in %d sizes", len(pictures), len(pictures.groups))
         if data.class_latents is None or data.class_positive is None:
             return pictures, None
-        return pictures, convert(data.class_latents, data.class_positive, None, "class pictures")
+        return pictures, convert(data.class_latents, data.class_positive, None, "class_")
 
     def _spectra(self) -> dict[str, Any]:
         if not self.settings.shifts:
             return {}
-        steps = Steps(len(self.names))
+        steps = Steps(len(self.shapes))
+        self.options.show(f"decomposing {len(self.shapes)} weights, once for each base model")
         # in bfloat16 a step would round what it computes with them anyway, and they are most of the memory
         compute = _DTYPES[self.dtype] or self.patcher.model.get_dtype_inference()
         bases = torch.bfloat16 if compute == torch.bfloat16 else None
+        if self.device.type != "cpu":  # other models must make room
+            size = sum(basis_numbers(shape, self.settings.decomposition) for shape in self.shapes.values())
+            mm.free_memory(size * (2 if bases else 4), self.device)
         spectra = {}
         for name, weight in self.weights.items():
             steps.tick()
@@ -253,14 +269,17 @@ class _Run:
         return spectra
 
     def _load(self) -> None:
-        dtype = _DTYPES[self.dtype]
-        if dtype is not None:
-            self.patcher.set_model_compute_dtype(dtype)
+        """The model on its device, with room for a step; again after something else may have moved it off."""
         shape = list(self.pictures.groups[0][0].latent.shape)
         shape[0] = self.settings.batch_size
         with torch.no_grad():
             mm.load_models_gpu([self.patcher], memory_required=3 * self.patcher.model.memory_required(shape))
         self.patcher.pre_run()
+        for module in self.patcher.model.modules():
+            if isinstance(module, comfy.ops.fp8_ops.Linear) and not module.weight_function:
+                # the host multiplies in fp8 where nothing changes a weight and no gradient is asked for; but the base
+                # model must be computed as the adapted one is
+                module.weight_function = [_unchanged]
 
     def _attach(self, trainable: TrainableAdapter) -> None:
         """Route the shadow's modules through the adapter; they are ours alone."""
@@ -279,6 +298,7 @@ class _Run:
         shift = 0 if trainable.shifts is None else trainable.shifts.numel()
         logging.info("SODA: %s trained parameters (%s rotation, %s shift) in %d layers",
                      *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(trainable.layers))  # fmt: skip
+        self._first_forward()
         try:
             needs = self.memory()
         except Exception as error:  # a model that decides by values, say; training itself does not mind
@@ -294,12 +314,22 @@ class _Run:
             logging.warning("SODA: a step takes %s and %s are free; turn on gradient_checkpointing, or train with "
                             "smaller batches or pictures", _mib(needs["a step"]), _mib(free))  # fmt: skip
 
+    def _first_forward(self) -> None:
+        """What a model computes once and keeps must be there before the estimate runs on tensors without content."""
+        example = self._largest_pictures()[0]
+        drawn = self._noised([example], torch.Generator())
+        with torch.no_grad():
+            self._forward(drawn.noise, drawn.sigma, [example.conds])
+
+    def _largest_pictures(self) -> list[Example]:
+        return max(self.pictures.groups, key=lambda group: group[0].latent.numel())
+
     def memory(self) -> dict[str, int]:
         """Bytes that training takes above the loaded model, by what they are for; call after :meth:`prepare`."""
         assert self.trainable is not None
         trainable = self.trainable
         parameters = list(trainable.parameters())
-        largest = max(self.pictures.groups, key=lambda group: group[0].latent.numel())
+        largest = self._largest_pictures()
         batch = [largest[i % len(largest)] for i in range(self.settings.batch_size)]
         generator = torch.Generator()
         drawn = self._noised(batch, generator)
@@ -359,8 +389,9 @@ class _Run:
         settings = self.settings
         loss, objective = self._denoising(drawn, settings.loss)
         if prior is not None and settings.prior_weight:
-            kind = "mse" if settings.loss == "dco" else settings.loss
-            objective = objective + settings.prior_weight * self._denoising(prior, kind)[1]
+            kind, pull = ("mse", settings.dco_beta / 2) if settings.loss == "dco" else (settings.loss, 1.0)
+            # dco starts beta / 2 times as steep as a plain loss
+            objective = objective + settings.prior_weight * pull * self._denoising(prior, kind)[1]
         return Losses(objective, loss)
 
     def _denoising(self, drawn: Drawn, kind: str) -> tuple[Tensor, Tensor]:
@@ -384,7 +415,10 @@ class _Run:
 
     def _forward(self, noised: Tensor, sigma: Tensor, conds: list[dict[str, Any]]) -> Tensor:
         """The model's denoised prediction ``(batch, C, …)``."""
-        options = {"cond_or_uncond": [0], "sigmas": sigma, **self.patcher.model_options["transformer_options"]}
+        options = {
+            "cond_or_uncond": [0], "sigmas": sigma, **self.patcher.model_options["transformer_options"],
+            "optimized_attention_override": _differentiable_attention,
+        }  # fmt: skip
         return self.patcher.model.apply_model(  # type: ignore[no-any-return]
             noised, sigma, transformer_options=options, **batch_conds(conds, self.device)
         )
@@ -420,7 +454,10 @@ class _Run:
             logging.info("SODA: step %d/%d, loss %.4f, %.2f steps/s",
                          step, total, sum(recent) / len(recent), step / (now - self._started))  # fmt: skip
         if self.options.save_every and step % self.options.save_every == 0 and step < total:
-            folders.save_adapter(self._adapter(), f"{self.options.filename_prefix}-step{step:05}")
+            try:
+                folders.save_adapter(self._adapter(), f"{self.options.filename_prefix}-step{step:05}")
+            except SodaError as error:  # the run itself can go on, and is saved at its end
+                logging.warning("SODA: step %d is not saved: %s", step, error)
         if self.options.preview_every and step % self.options.preview_every == 0:
             self._preview()
         else:
@@ -443,9 +480,8 @@ class _Run:
                 scheduler, positive, negative, latent, disable_pbar=True, seed=self.settings.seed,
             )  # fmt: skip
             picture = self._decode(samples)
-        finally:  # sampling and decoding may have moved our model off the device
-            mm.load_models_gpu([self.patcher])
-            self.patcher.pre_run()
+        finally:
+            self._load()
         if picture is not None:
             step = self.progress.step
             folders.save_preview(picture, self.options.filename_prefix, step)
@@ -467,6 +503,19 @@ class _Run:
     def _adapter(self) -> SodaAdapter:
         assert self.trainable is not None
         return self.trainable.to_adapter(self.weights, self.metadata | {"steps": self.progress.step})
+
+
+#: The host's kinds of attention that autograd can follow. SageAttention cuts the gradient off without a word.
+_DIFFERENTIABLE = tuple(f"attention_{kind}" for kind in ("basic", "sub_quad", "split", "xformers", "pytorch"))
+
+
+def _differentiable_attention(attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """In place of the host's choice for sampling, and of a MODEL's own."""
+    return (attention if attention.__name__ in _DIFFERENTIABLE else attention_pytorch)(*args, **kwargs)
+
+
+def _unchanged(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _auto_dtype(device: torch.device) -> TrainingDtype:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,13 +75,17 @@ def train(trainable: TrainableAdapter, batch_loss: BatchLoss, on_step: OnStep, p
         for part in range(settings.accumulation):
             trainable.begin_step()
             losses = batch_loss(generator_for(settings.seed, step, part))
-            (losses.objective / settings.accumulation).backward()
+            if losses.objective.requires_grad:
+                (losses.objective / settings.accumulation).backward()
             total += float(losses.denoising) / settings.accumulation
+        if step == 0:
+            _check_reached(trainable)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip or math.inf))
         smoothed = total if smoothed is None else 0.9 * smoothed + 0.1 * total
         reason = _diverged(total, norm, smoothed, reference if step >= _REFERENCE_STEPS else math.inf)
         if reason:
             trainable.restore(good)
+            progress.step = max(step - 1, 0)
             raise TrainingError(_advice(step, reason, settings))
         if step < _REFERENCE_STEPS:
             reference = max(reference, total)
@@ -94,7 +99,22 @@ def train(trainable: TrainableAdapter, batch_loss: BatchLoss, on_step: OnStep, p
         on_step(progress)
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         trainable.restore(good)
-        raise TrainingError("training diverged in its last step; the adapter of the step before is kept")
+        progress.step -= 1
+        raise TrainingError("training diverged in its last step; the step before is kept. Lower the learning rates")
+
+
+def _check_reached(trainable: TrainableAdapter) -> None:
+    """Say when something in the model keeps gradients from layers: they would be saved as if they were trained."""
+    missed = trainable.without_gradient()
+    total = len(trainable.layers)
+    if len(missed) == total:
+        raise TrainingError(
+            f"the loss depends on none of the {total} adapted layers: something on this MODEL hides them (it is "
+            "compiled, or a patch computes without gradients); take it out for training"
+        )
+    if missed:
+        logging.warning("SODA: the loss does not depend on %d of %d adapted layers, the first is %s; they stay as they "
+                        "are", len(missed), total, missed[0])  # fmt: skip
 
 
 def _diverged(loss: float, gradient_norm: float, smoothed: float, reference: float) -> str:
@@ -115,6 +135,6 @@ def _advice(step: int, reason: str, settings: TrainSettings) -> str:
             "and the pictures, and try training_dtype fp32"
         )
     return (
-        f"training diverged at step {step + 1}: {reason}. The adapter of step {step - 1} is kept; lower the learning "
-        f"rates (rotation {settings.rotation_lr:g}, shift {settings.shift_lr:g}) or add warm-up steps"
+        f"training diverged at step {step + 1}: {reason}. Lower the learning rates (rotation {settings.rotation_lr:g}, "
+        f"shift {settings.shift_lr:g}) or add warm-up steps"
     )

@@ -205,6 +205,21 @@ class TrainableAdapter(nn.Module):
             optimizers.append(torch.optim.AdamW([self.shifts], lr=self.settings.shift_lr))
         return optimizers
 
+    def without_gradient(self) -> list[str]:
+        """Layers none of whose parameters moved the loss in the last backward pass."""
+        reached = {
+            int(k): iter((torch.zeros(len(p)) if p.grad is None else p.grad.abs().amax((1, 2))).tolist())
+            for k, p in self.rotations.items()
+        }
+        shifts = [0.0] * len(self.layers)
+        if self.shifts is not None and self.shifts.grad is not None:
+            shifts = [float(part.abs().max()) for part in self.shifts.grad.cpu().split(self.shift_sizes)]
+        return [
+            name
+            for (name, layer), shift in zip(self.layers.items(), shifts, strict=True)
+            if not any([shift, *(next(reached[k]) for k in layer.sizes)])
+        ]
+
     def snapshot(self) -> list[Tensor]:
         """Copies of all parameters, a few MB at most."""
         return [p.detach().clone() for p in self.parameters()]

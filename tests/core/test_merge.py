@@ -135,3 +135,15 @@ def test_report_is_readable() -> None:
     assert "delta merge: 0.8 x fox + 0.6 x ink" in text
     assert "1 in both" in text and text.rstrip().endswith("x")
     assert "connect the base model" in report(a, b, interference(a, b), merge(a, b))
+
+
+def test_report_says_when_the_checkpoints_differ() -> None:
+    def trained_on(adapter: SodaAdapter, name: str) -> SodaAdapter:
+        return SodaAdapter(adapter.layers, {"base_model": {"name": name, "hash": name, "family": "SDXL 1.0"}})
+
+    _, a, b = adapters()
+    text = {
+        name: report(trained_on(a, "one"), trained_on(b, name), interference(a, b), merge(a, b))
+        for name in ("one", "two")
+    }
+    assert "two checkpoints, one (SDXL 1.0) and two (SDXL 1.0)" in text["two"] and "careful" not in text["one"]

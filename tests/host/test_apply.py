@@ -241,10 +241,28 @@ def test_fp8_base_is_refused_to_single_shifts_and_taken_by_a_curve(host, caplog)
     model = host.model("sd15-min", "f8", dtype=torch.float8_e4m3fn)
     with torch.inference_mode():
         apply(model, None, curve.adapter)
-        with pytest.raises(errors.BaseMismatchError, match=r"other weights.*\d+\.\d+%.*ignore_base_check"):
+        with pytest.raises(
+            errors.BaseMismatchError, match=r"does not fit.*\d+\.\d+%.*SD 1.5, float.*ignore_base_check"
+        ):
             apply(model, None, single.adapter)
         apply(model, None, single.adapter, ignore_base_check=True)
     assert any("base check" in r.message and r.levelname == "WARNING" for r in caplog.records)
+
+
+def test_a_rotation_on_another_base_is_said(host, caplog) -> None:
+    """There is no shift to be off, so nothing stops; but fp8 rounding passes in silence and other weights do not."""
+    family = make_family(host, "sd15-min", train="rotation only")
+    apply, base = host.core("host.apply").apply_adapter, host.core("host.base")
+    fp8, other = host.model("sd15-min", "f8", dtype=torch.float8_e4m3fn), host.model("sd15-min")
+    with torch.inference_mode(), caplog.at_level("WARNING"):
+        apply(fp8, None, family.adapter)
+        assert not caplog.records
+        for name in family.adapter.layers:
+            weight = base.pristine_weight(other, base.weight_key(name))
+            weight += 0.3 * weight.std() * torch.randn(weight.shape).to(weight)
+        apply(other, None, family.adapter)
+    (warning,) = [r.message for r in caplog.records]
+    assert "was trained on sd15-min" in warning and "base weights differ by" in warning
 
 
 def test_wrong_models_are_refused_by_name(host) -> None:

@@ -86,7 +86,7 @@ def test_cancel_and_errors_leave_no_trace_and_keep_the_work(host, model, monkeyp
     def forward(self, *args):
         nonlocal calls
         calls += 1
-        if calls == 4:  # the first is the estimate's
+        if calls == 5:  # the first two are not steps: what a model keeps, and the estimate
             if where == "error":
                 raise RuntimeError("out of memory, say")
             if where != "preview":
@@ -226,6 +226,27 @@ def test_the_output_error_is_that_of_the_models_own_parametrisation(host, preset
     torch.testing.assert_close(snr, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["mse", "min-snr", "dco"])
+def test_class_pictures_pull_as_much_as_the_training_pictures(host, model, loss) -> None:
+    """At the first step, when both are the same pictures: twice the gradient, whatever the loss."""
+    training, config = host.core("host.training"), host.core("training.settings")
+    given = [latents(model)], [conditioning(PRESET)]
+    data = training.TrainingData(*given, class_latents=given[0], class_positive=given[1])
+    with torch.inference_mode(), training._host_state(model):
+        run = training._Run(model, data, config.TrainSettings(loss=loss), training.RunOptions())
+        try:
+            run.prepare()
+            drawn = run._draw(run.pictures, torch.Generator().manual_seed(0))
+            gradients = []
+            for prior in (None, drawn):
+                run.trainable.begin_step()
+                gradients.append(torch.autograd.grad(run._losses(drawn, prior).objective, run.trainable.shifts)[0])
+        finally:
+            run.close()
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))
+
+
 @pytest.mark.parametrize("layers", ["attention", "attention + feed-forward", "all linear", "all linear + conv"])
 def test_layer_presets_train(host, model, layers) -> None:
     counts = {"attention": 8, "attention + feed-forward": 10}
@@ -248,6 +269,52 @@ def test_a_lora_in_front_is_trained_on_top_of(host, model) -> None:
     assert train(host, patched, steps=1).losses != train(host, model, steps=1).losses
     trained, applied = trained_and_applied(host, patched)
     torch.testing.assert_close(applied, trained, atol=1e-4, rtol=1e-4)
+
+
+def test_what_another_model_left_in_the_modules_is_not_trained_on(host, model) -> None:
+    """MODELs of one checkpoint share modules, and the one that ran last leaves its sampling in them."""
+    import comfy.model_management
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    expected = train(host, model, steps=2).losses
+    with torch.inference_mode():
+        (sibling,) = ModelSamplingDiscrete().patch(model, "v_prediction", False)
+        comfy.model_management.load_models_gpu([sibling])
+    assert train(host, model, steps=2).losses == expected
+    assert train(host, sibling, steps=2).losses != expected
+
+
+def test_attention_without_gradients_is_replaced(host, model) -> None:
+    """As SageAttention computes, by the host's option or a node."""
+
+    @torch.no_grad()
+    def attention(function, *args, **kwargs):
+        return function(*args, **kwargs)
+
+    patched = model.clone()
+    patched.model_options["transformer_options"]["optimized_attention_override"] = attention
+    plain = train(host, model, steps=2)
+    assert train(host, patched, steps=2).losses == plain.losses
+
+
+def test_layers_that_no_gradient_reaches_are_said(host, model, monkeypatch, caplog) -> None:
+    training, errors = host.core("host.training"), host.core("errors")
+    plain = training._AdaptedForward.__call__
+
+    def only(names):
+        def call(self, x, *args, **kwargs):
+            hidden = not any(self.layer is self.run.trainable.layers[name] for name in names(self.run))
+            with torch.set_grad_enabled(not hidden):
+                return plain(self, x, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(training._AdaptedForward, "__call__", only(lambda run: [list(run.trainable.layers)[-1]]))
+    train(host, model, steps=1)
+    assert "does not depend on 7 of 8 adapted layers" in caplog.text
+    monkeypatch.setattr(training._AdaptedForward, "__call__", only(lambda run: []))
+    with pytest.raises(errors.TrainingError, match="depends on none of the 8 adapted layers"):
+        train(host, model, steps=1)
 
 
 def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
@@ -284,11 +351,11 @@ def test_no_second_copy_of_the_model(host, model) -> None:
 
 
 class TestRefusals:
-    def refuse(self, host, model, match, data=None, **settings):
+    def refuse(self, host, model, match, data=None, options=None, **settings):
         errors = host.core("errors")
         before = set(host.core("host.folders").adapter_names())
         with pytest.raises(errors.SodaError, match=match):
-            train(host, model, data, **settings)
+            train(host, model, data, options, **settings)
         assert set(host.core("host.folders").adapter_names()) == before, "nothing half-written"
 
     def data(self, host, *args, **kwargs):
@@ -301,12 +368,15 @@ class TestRefusals:
 
     def test_counts_that_do_not_fit(self, host, model) -> None:
         two = [conditioning(PRESET)] * 2
-        self.refuse(host, model, "3 pictures but 2 captions", self.data(host, [latents(model, 3)], two))
+        self.refuse(host, model, "^positive: 2 captions for 3 pictures", self.data(host, [latents(model, 3)], two))
 
     def test_a_nan_picture(self, host, model) -> None:
         bad = latents(model)
         bad["samples"][0, 0, 0, 0] = float("nan")
-        self.refuse(host, model, "NaN", self.data(host, [bad], [conditioning(PRESET)]))
+        self.refuse(host, model, "^latents: entry 1 holds NaN", self.data(host, [bad], [conditioning(PRESET)]))
+        good = [latents(model)], [conditioning(PRESET)]
+        data = self.data(host, *good, class_latents=[bad], class_positive=good[1])
+        self.refuse(host, model, "^class_latents: entry 1 holds NaN", data)
 
     def test_latents_of_another_family(self, host, model) -> None:
         wrong = {"samples": torch.zeros(1, 16, 8, 8)}
@@ -315,6 +385,18 @@ class TestRefusals:
     def test_prior_without_captions(self, host, model) -> None:
         data = self.data(host, [latents(model)], [conditioning(PRESET)], class_latents=[latents(model)])
         self.refuse(host, model, "class_latents and class_positive", data)
+
+    def test_a_name_that_cannot_be_written(self, host, model) -> None:
+        training = host.core("host.training")
+        options = training.RunOptions(filename_prefix="x" * 245)
+        self.refuse(host, model, "cannot write.*another name", options=options)
+
+    def test_a_model_that_works_by_hooks(self, host, model) -> None:
+        from comfy.model_patcher import PatcherInjection
+
+        hooked = model.clone()
+        hooked.set_injections("bypass_lora", [PatcherInjection(lambda _: None, lambda _: None)])
+        self.refuse(host, hooked, "injections.*bypass_lora")
 
     def test_a_pattern_that_matches_nothing(self, host, model) -> None:
         self.refuse(host, model, "matches none", layers="pattern", layer_pattern="*nothing*")
@@ -326,11 +408,12 @@ class TestRefusals:
     def test_a_diverging_run_keeps_its_last_good_state(self, host, model) -> None:
         errors, training = host.core("errors"), host.core("host.training")
         options = training.RunOptions(filename_prefix="t/wild")
-        with pytest.raises(errors.TrainingError, match="diverged at step.*learning rates.*saved as"):
-            train(host, model, options=options, steps=200, shift_lr=1e20, gradient_clip=0.0)
+        with pytest.raises(errors.TrainingError, match="diverged at step.*learning rates.*saved as") as raised:
+            train(host, model, options=options, steps=200, shift_lr=1e4, gradient_clip=0.0)
         names = [n for n in host.core("host.folders").adapter_names() if "wild-interrupted" in n]
         assert len(names) == 1
-        host.core("host.folders").load_adapter(names[0])
+        kept = host.core("host.folders").load_adapter(names[0]).metadata["steps"]
+        assert f"the adapter of step {kept} is saved as {names[0]}" in str(raised.value)
 
 
 @pytest.mark.parametrize("bad", ["../x", "/tmp/x", "a/../../x", "C:\\x", "", "x/", "a\0b"])
@@ -338,6 +421,19 @@ def test_names_cannot_leave_the_folder(host, bad) -> None:
     errors = host.core("errors")
     with pytest.raises(errors.SettingsError, match="not allowed"):
         host.core("host.folders").check_prefix(bad)
+
+
+def test_what_one_folder_cannot_take_goes_to_the_next(host, model, caplog) -> None:
+    result = train(host, model, steps=1)
+    folders, errors = host.core("host.folders"), host.core("errors")
+    (host.base / "models" / "soda" / "blocked").write_text("a file where a folder should be")
+    with pytest.raises(errors.SodaError, match="cannot create the folder"):
+        folders.check_writable("blocked/anna")
+    with pytest.raises(errors.SodaError, match="cannot create the folder"):
+        folders.save_adapter(result.adapter, "blocked/anna")
+    name = folders.save_adapter(result.adapter, "blocked/anna", anywhere=True)
+    assert (host.base / "output" / "soda" / name).is_file() and name in folders.adapter_names()
+    assert "trying the next soda folder" in caplog.text
 
 
 def test_an_untrained_layer_name_with_a_folder_is_fine(host) -> None:

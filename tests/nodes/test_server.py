@@ -263,7 +263,8 @@ def test_shapes_that_differ_and_a_base_that_fails_the_check(server, trained) -> 
     damage(
         source, server.soda / "base.safetensors", lambda t, h: [t[k].mul_(1.5) for k in t if k.endswith("soda_shift")]
     )
-    fails(server, loading_graph("base.safetensors"), "trained on other weights.*ignore_base_check", "SODALoadAdapter")
+    match = "does not fit this base model.*trained on.*ignore_base_check"
+    fails(server, loading_graph("base.safetensors"), match, "SODALoadAdapter")
     picture(server, loading_graph("base.safetensors", ignore_base_check=True))
 
 
@@ -274,7 +275,7 @@ def test_counts_presets_and_numbers(server) -> None:
         "ConditioningCombine", conditioning_1=(g.nodes[g.train]["inputs"]["positive"][0], 0), conditioning_2=(extra, 0)
     )
     g.nodes[g.train]["inputs"]["positive"] = [both, 0]
-    fails(server, g, "3 pictures but 2 captions", "SODATrain")
+    fails(server, g, "positive: 2 captions for 3 pictures", "SODATrain")
     fails(server, training_graph(layers="pattern", layer_pattern="*none*"), "matches none", "SODATrain")
     for steps in (0, -1):
         fails(server, training_graph(steps=steps), "smaller than min", "SODATrain")
@@ -305,3 +306,4 @@ def test_a_folder_that_cannot_be_written(server, trained) -> None:
     g = loading_graph(trained["subject"])
     g.add("SODASaveAdapter", adapter=(g.load, 2), filename_prefix="blocked/x")
     fails(server, g, "writable|cannot", "SODASaveAdapter")
+    fails(server, training_graph(filename_prefix="blocked/x"), "writable|cannot", "SODATrain")
