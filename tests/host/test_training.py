@@ -297,6 +297,26 @@ def test_attention_without_gradients_is_replaced(host, model) -> None:
     assert train(host, patched, steps=2).losses == plain.losses
 
 
+def test_fast_fp8_computes_the_base_as_the_adapted_model(host) -> None:
+    """There the host takes other products when no gradient is asked for, which dco would see as a difference."""
+    import comfy.ops
+
+    training, config = host.core("host.training"), host.core("training.settings")
+    model = host.model(PRESET, "f8", dtype=torch.float8_e4m3fn, custom_operations=comfy.ops.fp8_ops)
+    data = training.TrainingData([latents(model)], [conditioning(PRESET)])
+    with torch.inference_mode(), training._host_state(model):
+        run = training._Run(model, data, config.TrainSettings(train="rotation only"), training.RunOptions())
+        try:
+            run.prepare()
+            example, sigma = run.pictures.groups[0][0], torch.tensor([0.7])
+            adapted = run._forward(example.latent, sigma, [example.conds]).detach()
+            with torch.no_grad(), run._base_model():
+                base = run._forward(example.latent, sigma, [example.conds])
+        finally:
+            run.close()
+    torch.testing.assert_close(adapted, base, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_that_no_gradient_reaches_are_said(host, model, monkeypatch, caplog) -> None:
     training, errors = host.core("host.training"), host.core("errors")
     plain = training._AdaptedForward.__call__
