@@ -35,7 +35,7 @@ def shadow_patcher(patcher: Any) -> Any:
     Patches (a LoRA in front, say) and options come along; loading, patching and replaced forwards stay private.
 
     Raises:
-        TrainingError: the MODEL works by hooks in its modules, which a copy would not have.
+        TrainingError: the MODEL works by hooks in its modules, which a copy would not have, or cannot be loaded anew.
     """
     if patcher.injections:
         raise TrainingError(
@@ -43,6 +43,11 @@ def shadow_patcher(patcher: Any) -> Any:
             "would not see them: take that node out, or use the ordinary LoRA loader"
         )
     if patcher.is_dynamic():
+        if patcher.cached_patcher_init is None:
+            raise TrainingError(
+                "with dynamic VRAM on, training loads the model anew, which the loader of this MODEL does not offer: "
+                "use a core loader, or start ComfyUI with --disable-dynamic-vram"
+            )
         source = patcher.clone(disable_dynamic=True)
     else:
         _unload(patcher)
