@@ -23,8 +23,12 @@ from . import base
 def ordinary(tensor: Tensor) -> Tensor:
     """A tensor autograd accepts, on the same storage as a possibly inference-mode one."""
     with torch.inference_mode(False):
+        if hasattr(tensor, "__tensor_flatten__"):  # a quantised weight: several tensors inside
+            names, context = tensor.__tensor_flatten__()
+            inside = {name: ordinary(getattr(tensor, name)) for name in names}
+            return type(tensor).__tensor_unflatten__(inside, context, tensor.size(), tensor.stride())  # type: ignore
         if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return tensor.detach().clone()  # quantised subclasses keep several tensors inside
+            return tensor.detach().clone()
         twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         return twin.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 

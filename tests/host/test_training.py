@@ -370,6 +370,18 @@ def test_no_second_copy_of_the_model(host, model) -> None:
         assert parameter.data_ptr() == original.data_ptr() and not parameter.is_inference()
 
 
+def test_a_quantised_weight_is_not_copied_either(host) -> None:
+    from comfy.quant_ops import QuantizedTensor
+
+    with torch.inference_mode():
+        given = QuantizedTensor.from_float(torch.randn(32, 48), "TensorCoreFP8Layout")
+        seen = given.dequantize()
+    twin = host.core("host.shadow").ordinary(torch.nn.Parameter(given, requires_grad=False))
+    assert twin._qdata.data_ptr() == given._qdata.data_ptr()
+    assert not twin.is_inference() and not twin._qdata.is_inference() and not twin._params.scale.is_inference()
+    assert torch.equal(twin.dequantize(), seen)
+
+
 class TestRefusals:
     def refuse(self, host, model, match, data=None, options=None, **settings):
         errors = host.core("errors")
