@@ -275,10 +275,12 @@ class _Run:
         with torch.no_grad():
             mm.load_models_gpu([self.patcher], memory_required=3 * self.patcher.model.memory_required(shape))
         self.patcher.pre_run()
-        for module in self.patcher.model.modules():
-            if isinstance(module, comfy.ops.fp8_ops.Linear) and not module.weight_function:
-                # the host multiplies in fp8 where nothing changes a weight and no gradient is asked for; but the base
-                # model must be computed as the adapted one is
+        adapted = self.trainable.layers if self.trainable is not None else {}
+        for name, module in self.patcher.model.named_modules():
+            # the host multiplies in fp8 where nothing changes a weight, or no gradient is asked for; but the base model
+            # must be computed as the adapted one is
+            quick = isinstance(module, comfy.ops.fp8_ops.Linear) or (name in adapted and hasattr(module, "layout_type"))
+            if quick and not module.weight_function:
                 module.weight_function = [_unchanged]
 
     def _attach(self, trainable: TrainableAdapter) -> None:

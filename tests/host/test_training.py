@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from .conftest import conditioning, latents
 
@@ -368,6 +370,29 @@ def test_no_second_copy_of_the_model(host, model) -> None:
     for name, parameter in shadow.model.named_parameters():
         original = model.backup[name].weight if name in model.backup else own[name]  # the model may be patched now
         assert parameter.data_ptr() == original.data_ptr() and not parameter.is_inference()
+
+
+def test_a_quantised_base_trains_and_loads(host) -> None:
+    """Scaled fp8; loading quantises the adapted weight again, so that the two are only nearly alike."""
+    import comfy.sd
+
+    quantised = {}
+    for key, W in load_file(host.checkpoint(PRESET)).items():
+        quantised[key] = W
+        if "attn" in key and key.endswith(".weight") and W.ndim == 2:
+            scale = W.float().abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            quantised[key] = (W.float() / scale).to(torch.float8_e4m3fn)
+            said = json.dumps({"format": "float8_e4m3fn"}).encode()
+            layer = key.removesuffix("weight")
+            quantised[f"{layer}weight_scale"] = scale
+            quantised[f"{layer}comfy_quant"] = torch.tensor(list(said), dtype=torch.uint8)
+    path = host.base / "models" / "checkpoints" / "quantised.safetensors"
+    save_file(quantised, path)
+    with torch.inference_mode():
+        model = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)[0]
+    assert any(type(W).__name__ == "QuantizedTensor" for W in model.model.parameters())
+    trained, applied = trained_and_applied(host, model)
+    assert (applied - trained).norm() < 0.02 * trained.norm()
 
 
 def test_a_quantised_weight_is_not_copied_either(host) -> None:
