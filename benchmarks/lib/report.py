@@ -32,6 +32,12 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    mean, spread = mean_and_spread(values)
+    return mean, spread / len(values) ** 0.5
+
+
 def _said(values: Sequence[float]) -> str:
     mean, spread = mean_and_spread(values)
     return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
@@ -85,9 +91,9 @@ def table(
 
 
 def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels: tuple[str, str]) -> None:
-    """Methods as points with their spread, a panel for each budget; better is up and to the right."""
+    """Runs as dots, means as crosses of a standard error, a panel for each budget; up and to the right is better."""
     plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharex=True, sharey=True)
     for panel, budget in zip(axes, BUDGETS, strict=True):
         for (method, of), group in groups(rows).items():
             lasting = _lasting(group)
@@ -95,19 +101,30 @@ def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels:
                 continue
             colour, marker = LOOKS[_plain(method)]
             inside = "white" if "geodesic" in method else colour
-            (mx, sx), (my, sy) = (mean_and_spread([row[name] for row in lasting]) for name in (x, y))
-            panel.scatter([r[x] for r in lasting], [r[y] for r in lasting], s=9, color=colour, alpha=0.25, linewidths=0)
+            (mx, sx), (my, sy) = (mean_and_error([row[name] for row in lasting]) for name in (x, y))
+            panel.scatter([r[x] for r in lasting], [r[y] for r in lasting], s=12, color=colour, alpha=0.3, linewidths=0)
             panel.errorbar(
-                mx, my, sy, sx, color=colour, marker=marker, mfc=inside, markersize=9, capsize=0, lw=1, label=method
+                mx, my, sy, sx, color=colour, marker=marker, mfc=inside, markersize=9, capsize=0, lw=1.2, label=method
             )
         panel.set_title(f"{budget} budget", loc="left", fontsize=10)
         panel.set_xlabel(labels[0])
         panel.grid(alpha=0.25)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=8, frameon=False)
     axes[0].set_ylabel(labels[1])
+    _legend(figure, axes)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     _save(figure, path)
+
+
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """One for all panels, to their right."""
+    shown: dict[str, Any] = {}
+    for panel in axes:
+        handles, names = panel.get_legend_handles_labels()
+        shown |= dict(zip(names, handles, strict=True))
+    if shown:
+        figure.legend(
+            shown.values(), shown.keys(), fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
 
 
 def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -> None:
@@ -121,10 +138,10 @@ def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -
                 mean, spread = mean_and_spread(values)
                 alpha = 0.9 if budget == "small" else 0.55
                 axis.bar(position, mean, yerr=spread, color=LOOKS[method][0], alpha=alpha, ecolor="#555")
-        axis.set_ylabel(label)
         axis.grid(axis="y", alpha=0.25)
         axis.set_title(f"after training a {kind}", loc="left", fontsize=10)
     names = [f"{method}\n{budget}" for method, budget in found]
+    figure.supylabel(label, fontsize=10)
     axes[-1].set_xticks(range(len(names)), names, fontsize=7, rotation=45, ha="right")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     _save(figure, path)
@@ -148,9 +165,8 @@ def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: 
         panel.set_xlabel("learning rate")
         panel.set_title(f"{budget} budget", loc="left", fontsize=10)
         panel.grid(alpha=0.25)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=8, frameon=False)
     axes[0].set_ylabel("score")
+    _legend(figure, axes)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     _save(figure, path)
 
@@ -249,9 +265,8 @@ def _against_lora(rows: Iterable[Row], score: Callable[[Row], float]) -> Callabl
         pairs = [(score(row), rival[what(row)]) for row in _lasting(group) if what(row) in rival]
         said = ""
         if len(pairs) > 1 and _plain(group[0]["method"]) != "LoRA":
-            differences = [ours - other for ours, other in pairs]
-            mean, spread = mean_and_spread(differences)
-            said = f"{mean:+.3f} ± {spread / len(pairs) ** 0.5:.3f}"
+            mean, error = mean_and_error([ours - other for ours, other in pairs])
+            said = f"{mean:+.3f} ± {error:.3f}"
         return {"score minus LoRA's": said}
 
     return cell
@@ -330,5 +345,5 @@ def _pyplot() -> Any:
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     _pyplot().close(figure)
