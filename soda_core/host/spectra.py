@@ -36,7 +36,7 @@ def fingerprint(weight: Tensor) -> str:
     Row and column sums of its bits as 64-bit integers, which wrap around, are hashed in place of the bits themselves:
     several times as fast, and what happens to weights (training, rounding, another file) does not leave all sums alike.
     """
-    octets = weight.detach().contiguous().view(torch.uint8).flatten()
+    octets = weight.detach().contiguous().flatten().view(torch.uint8)  # (a 1 x 1 kernel may have any strides)
     octets = torch.nn.functional.pad(octets, (0, -octets.numel() % (8 * _HASH_COLUMNS)))
     words = octets.view(torch.int64).reshape(-1, _HASH_COLUMNS)
     digest = hashlib.blake2b(f"{tuple(weight.shape)} {weight.dtype}".encode(), digest_size=20)

@@ -277,6 +277,14 @@ def test_wrong_models_are_refused_by_name(host) -> None:
             apply(family.model, None, dataclasses.replace(family.adapter, layers={name: wrong}))
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_weight_is_known_in_any_memory_format(host, kernel) -> None:
+    """``--force-channels-last`` stores convolutions so."""
+    fingerprint = host.core("host.spectra").fingerprint
+    W = torch.randn(16, 8, kernel, kernel)
+    assert fingerprint(W) == fingerprint(W.to(memory_format=torch.channels_last)) != fingerprint(2 * W)
+
+
 def test_decompositions_are_kept_in_memory_and_on_disk(host) -> None:
     family = make_family(host, "sd15-min")
     spectra, apply = host.core("host.spectra"), host.core("host.apply").apply_adapter
