@@ -148,8 +148,8 @@ class SodaTrain(io.ComfyNode):
                     max=1e6,
                     step=1.0,
                     advanced=True,
-                    tooltip="For dco: how sharply improvement over the base is rewarded. 1000 is the authors' value for "
-                    "SDXL. Learning that soon stops wants a smaller one: 30 was best on the demo's small model.",
+                    tooltip="For dco: how sharply improvement over the base is rewarded. 1000 is the authors' value "
+                    "for SDXL. Learning that soon stops wants a smaller one: 30 was best on the demo's small model.",
                 ),
                 io.Float.Input(
                     "min_snr_gamma",
