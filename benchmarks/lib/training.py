@@ -138,6 +138,9 @@ class PeftTrainable:
     def begin_step(self) -> None:
         pass
 
+    def without_gradient(self) -> list[str]:
+        return []  # deltas() sees to it that all are trained
+
     def snapshot(self) -> list[Tensor]:
         return [p.detach().clone() for p in self._parameters]
 
@@ -152,7 +155,7 @@ class PeftRun(MethodRun):
 
     def prepare(self) -> None:
         self.pictures, self.class_pictures = self._datasets()
-        self.weights = {n: base.pristine_weight(self.source, base.weight_key(n)) for n in self.names}
+        self.weights = base.PristineWeights(self.source, list(self.shapes))
         self._load()
         assert self.method.peft is not None
         from peft import inject_adapter_in_model
@@ -161,7 +164,7 @@ class PeftRun(MethodRun):
         model = self.patcher.model.diffusion_model
         torch.manual_seed(self.settings.seed)
         for endings, config in self.method.peft():
-            names = [n.removeprefix("diffusion_model.") for n in self.names if n.endswith(tuple(endings))]
+            names = [n.removeprefix("diffusion_model.") for n in self.shapes if n.endswith(tuple(endings))]
             config.target_modules = set(names)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there are layers of another configuration already

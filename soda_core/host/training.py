@@ -150,6 +150,8 @@ class _Run:
         self.dtype = options.dtype if options.dtype != "auto" else _auto_dtype(self.device)
         self.shapes = self._targets()
         self.patcher = shadow_patcher(patcher)
+        if (dtype := _DTYPES[self.dtype]) is not None:
+            self.patcher.set_model_compute_dtype(dtype)
         self.progress = Progress()
         self.trainable: TrainableAdapter | None = None
         self.adapter_on = True
@@ -177,9 +179,6 @@ class _Run:
         self.weights = base.PristineWeights(self.source, list(self.shapes))
         self.metadata = self._metadata()
         self.trainable = self._new_trainable(self.shapes)
-        dtype = _DTYPES[self.dtype]
-        if dtype is not None:
-            self.patcher.set_model_compute_dtype(dtype)
         self._load()
         self._attach(self.trainable)
         self._announce(self.trainable)

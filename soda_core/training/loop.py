@@ -107,7 +107,7 @@ def _check_reached(trainable: TrainableAdapter) -> None:
     """Say when something in the model keeps gradients from layers: they would be saved as if they were trained."""
     missed = trainable.without_gradient()
     total = len(trainable.layers)
-    if len(missed) == total:
+    if missed and len(missed) == total:
         raise TrainingError(
             f"the loss depends on none of the {total} adapted layers: something on this MODEL hides them (it is "
             "compiled, or a patch computes without gradients); take it out for training"
