@@ -76,9 +76,14 @@ class SodaAdapter:
         return str(self.metadata.get("title") or "unnamed adapter")
 
     @property
+    def base_model(self) -> Mapping[str, Any]:
+        """What is known of the model it was trained on, see ``metadata``; may be empty."""
+        return self.metadata.get("base_model") or {}
+
+    @property
     def trained_on(self) -> str:
         """The base model as a user knows it: "photo.safetensors (SD1.5, float16)"."""
-        base = self.metadata.get("base_model") or {}
+        base = self.base_model
         kind = ", ".join(str(base[key]) for key in ("family", "dtype") if base.get(key))
         name = base.get("name") or "a base model without a name"
         return f"{name} ({kind})" if kind else str(name)

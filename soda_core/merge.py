@@ -78,8 +78,7 @@ def _check_same_base(subject: SodaAdapter, style: SodaAdapter) -> None:
 
 
 def _same_family(a: SodaAdapter, b: SodaAdapter) -> bool:
-    families = [(x.metadata.get("base_model") or {}).get("family") for x in (a, b)]
-    return families[0] == families[1]
+    return a.base_model.get("family") == b.base_model.get("family")
 
 
 def _delta_layer(parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
@@ -250,7 +249,7 @@ def report(subject: SodaAdapter, style: SodaAdapter, rows: Mapping[str, Interfer
         f"layers: {len(merged.layers)} in the result, {len(rows)} in both, "
         f"{len(subject.layers) - len(rows)} only in the subject, {len(style.layers) - len(rows)} only in the style",
     ]
-    hashes = [(adapter.metadata.get("base_model") or {}).get("hash") for adapter in (subject, style)]
+    hashes = [adapter.base_model.get("hash") for adapter in (subject, style)]
     if all(hashes) and hashes[0] != hashes[1]:
         lines.append(
             f"careful: trained on two checkpoints, {subject.trained_on} and {style.trained_on}; loading says how far "

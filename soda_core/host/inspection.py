@@ -20,7 +20,7 @@ from .charts import LayerRow, adapter_picture, to_image_tensor
 def picture(adapter: SodaAdapter) -> Tensor:
     """``(1, height, width, 3)`` in 0..1; a delta merge shows its terms one under the other."""
     rows = [row for name, layer in adapter.layers.items() for row in _rows(name, layer)]
-    base = (adapter.metadata.get("base_model") or {}).get("name") or "unknown base"
+    base = adapter.base_model.get("name") or "unknown base"
     trigger = f"   trigger: {adapter.trigger_phrase}" if adapter.trigger_phrase else ""
     image = adapter_picture(rows, title=adapter.title, subtitle=f"{base}{trigger}")
     return to_image_tensor(image)
