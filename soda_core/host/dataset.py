@@ -41,6 +41,11 @@ class Buckets:
         order = torch.randperm(len(group), generator=generator).tolist()
         return [group[order[i % len(group)]] for i in range(count)]
 
+    def largest(self, count: int) -> list[Example]:
+        """A batch of the largest pictures: what needs most memory."""
+        group = max(self.groups, key=lambda group: group[0].latent.numel())
+        return [group[i % len(group)] for i in range(count)]
+
 
 def prepare(
     model: Any,

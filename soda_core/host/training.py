@@ -269,8 +269,8 @@ class _Run:
 
     def _load(self) -> None:
         """The model on its device, with room for a step; again after something else may have moved it off."""
-        shape = list(self.pictures.groups[0][0].latent.shape)
-        shape[0] = self.settings.batch_size
+        (largest,) = self.pictures.largest(1)
+        shape = [self.settings.batch_size, *largest.latent.shape[1:]]
         with torch.no_grad():
             mm.load_models_gpu([self.patcher], memory_required=3 * self.patcher.model.memory_required(shape))
         self.patcher.pre_run()
@@ -317,24 +317,22 @@ class _Run:
 
     def _first_forward(self) -> None:
         """What a model computes once and keeps must be there before the estimate runs on tensors without content."""
-        example = self._largest_pictures()[0]
+        (example,) = self.pictures.largest(1)
         drawn = self._noised([example], torch.Generator())
         with torch.no_grad():
             self._forward(drawn.noise, drawn.sigma, [example.conds])
-
-    def _largest_pictures(self) -> list[Example]:
-        return max(self.pictures.groups, key=lambda group: group[0].latent.numel())
 
     def memory(self) -> dict[str, int]:
         """Bytes that training takes above the loaded model, by what they are for; call after :meth:`prepare`."""
         assert self.trainable is not None
         trainable = self.trainable
         parameters = list(trainable.parameters())
-        largest = self._largest_pictures()
-        batch = [largest[i % len(largest)] for i in range(self.settings.batch_size)]
-        generator = torch.Generator()
-        drawn = self._noised(batch, generator)
-        prior = None if self.class_pictures is None else self._draw(self.class_pictures, generator)
+
+        def largest(pictures: Buckets) -> Drawn:
+            return self._noised(pictures.largest(self.settings.batch_size), torch.Generator())
+
+        drawn = largest(self.pictures)
+        prior = None if self.class_pictures is None else largest(self.class_pictures)
 
         def step() -> None:
             trainable.begin_step()

@@ -15,14 +15,16 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture
 def run(host):
-    """``run(model, preset, checkpointing, **settings)``: a run that is ready for its first step."""
+    """``run(model, preset, ...)``: a run that is ready for its first step; ``prior`` are sizes of class pictures."""
     training, config = host.core("host.training"), host.core("training.settings")
     runs = []
 
-    def prepared(model, preset: str, checkpointing: bool = False, prior: bool = False, dtype: str = "fp32",
+    def prepared(model, preset: str, checkpointing: bool = False, prior: tuple[int, ...] = (), dtype: str = "fp32",
                  **settings):  # fmt: skip
         given = [latents(model)], [conditioning(preset)]
-        own = {"class_latents": given[0], "class_positive": given[1]} if prior else {}
+        own = (
+            {"class_latents": [latents(model, 1, size) for size in prior], "class_positive": given[1]} if prior else {}
+        )
         run = training._Run(
             model, training.TrainingData(*given, **own), config.TrainSettings(**settings),
             training.RunOptions(dtype=dtype, gradient_checkpointing=checkpointing),
@@ -51,7 +53,7 @@ CASES = [
     *((preset, {"loss": "mse"}) for preset in FAMILIES),
     ("sd15-min", {"loss": "dco", "decomposition": "qr", "batch_size": 2}),
     ("sd15-min", {"train": "rotation only", "checkpointing": True}),
-    ("sd15-min", {"loss": "min-snr", "prior": True}),
+    ("sd15-min", {"loss": "min-snr", "prior": (8, 8)}),
     ("sd15-min", {"layers": "attention + feed-forward", "shift_knots": 0}),
     ("sd15-min", {"dtype": "bf16"}),
 ]
@@ -64,6 +66,14 @@ def test_the_estimate_is_what_a_real_step_takes(host, run, preset, settings) -> 
     assert real > 0
     assert abs(ready.memory()["a step"] / real - 1) < 0.02
     assert real_peak(host, ready) == real, "the estimate left something behind"
+
+
+def test_the_largest_pictures_of_a_set_count(host, run) -> None:
+    small, mixed, large = (
+        run(host.model("sd15-min"), "sd15-min", prior=sizes).memory()["a step"]
+        for sizes in ((8, 8, 8), (8, 8, 16), (16, 16, 16))
+    )
+    assert small < mixed == large
 
 
 def test_checkpointing_is_seen(host, run) -> None:
