@@ -25,7 +25,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.lib import evaluate  # noqa: E402
 from benchmarks.lib.bed import Bed  # noqa: E402
 from benchmarks.lib.evaluate import accuracy  # noqa: E402
-from benchmarks.lib.machine import write_rows  # noqa: E402
+from benchmarks.lib.machine import whole, write_rows  # noqa: E402
 from demo.judge import STYLES as ALL_STYLES  # noqa: E402
 from demo.judge import Verdict  # noqa: E402
 from demo.machine import core_count  # noqa: E402
@@ -99,7 +99,7 @@ def main() -> None:
     if args.sheet:
         sheet(pictures, 20, args.sheet)
     if not args.quick:
-        write_rows("base", rows)
+        write_rows("base", [*rows, whole()])
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import torch  # noqa: E402
 
 from benchmarks.lib import models  # noqa: E402
 from benchmarks.lib.families import UNETS, attention  # noqa: E402
-from benchmarks.lib.machine import pivot, with_kept, write_rows  # noqa: E402
+from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows  # noqa: E402
 
 Row = dict[str, Any]
 STEPS = 2  #: the first makes the optimiser's state, the second has it
@@ -262,7 +262,7 @@ def main() -> None:
             (other,) = [r["bytes"] for r in rows if r["bench"] == row["bench"] and r["variant"] == against]
             row |= {"against": against, "against_bytes": other, "ratio": row["bytes"] / other}
     if not args.quick:
-        rows = with_kept("memory", rows)
+        rows = with_kept("memory", rows if args.part else [*rows, whole()])
         write_rows("memory", rows, tables(rows))
     print("\n" + tables(rows))
 
@@ -287,7 +287,7 @@ def one(what: str, preset: str, side: int, variant: str) -> Row:
 def tables(rows: list[Row]) -> str:
     lines = ["| what | way | above the model | ratio | said beforehand |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        if row["bench"] == "fit":
+        if row["bench"] in ("fit", WHOLE):
             continue
         said = f"{row['estimate'] / 2**20:,.0f} MiB ({row['estimate'] / row['bytes']:.2f})" if "estimate" in row else ""
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""

@@ -223,7 +223,7 @@ class Bench:
         ]
 
     def ablation_jobs(self) -> Iterator[Job]:
-        """One thing changed at a time, all at the learning rate of the whole."""
+        """One thing changed at a time, at the learning rate of the whole where nothing else is said."""
         whole = METHODS[ABLATED]
         for kind in TASKS:
             lr = self.best_rate(whole, kind)
@@ -231,7 +231,9 @@ class Bench:
                 settings = {**(whole.settings or {}), **variant.settings}
                 method = replace(whole, name=name, settings=settings, cayley=variant.cayley)
                 for seed in self.plan.seeds[: 1 if variant.slow else None]:
-                    yield self.training_job(method, ABLATED_ON[kind], seed, lr, "ablation", variant.prior)
+                    yield self.training_job(
+                        method, ABLATED_ON[kind], seed, lr * variant.rate, "ablation", variant.prior
+                    )
 
     def planned(self) -> Iterator[Job]:
         """All that can be named by now."""
@@ -343,6 +345,7 @@ class Variant:
     settings: dict[str, Any] = field(default_factory=dict)
     prior: int = 0  #: pictures of the class for prior preservation
     cayley: bool = False
+    rate: float = 1.0  #: times the rate of the whole
     slow: bool = False  #: with the first seed only
 
 
@@ -352,6 +355,8 @@ ABLATIONS = {
         f"{n} factor{'s' * (n > 1)}, balanced": Variant({"factor_preset": "auto", "factor_count": n}, slow=n == 1)
         for n in (1, 2, 3, 4)
     },
+    "3 factors, balanced, rate x 3": Variant({"factor_preset": "auto", "factor_count": 3}, rate=3),
+    "factor_preset large": Variant({"factor_preset": "large"}),
     **{f"shift on {n} knots": Variant({"shift_knots": n}) for n in (64, 16, 8)},
     "retraction cayley": Variant({"retraction": "cayley"}),
     "retraction exp": Variant({"retraction": "exp"}),

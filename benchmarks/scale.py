@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -25,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.lib import models  # noqa: E402
 from benchmarks.lib.families import Family, families  # noqa: E402
 from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import pivot, write_rows  # noqa: E402
-from benchmarks.lib.models import near_identity  # noqa: E402
+from benchmarks.lib.machine import pivot, whole, write_rows  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from demo.machine import core_count  # noqa: E402
 from soda_core import fileformat  # noqa: E402
@@ -74,7 +73,7 @@ def load(family: Family, spectra: Spectra) -> Iterable[Row]:
     for (out, width), count in family.shapes().items():
         W = torch.randn(out, width) / width**0.5
         shift, rank = 0.01 * torch.randn(min(out, width)), 8
-        factors = [near_identity(torch.eye(k)) for k in factor_sizes(width)]
+        factors = [models.near_identity(torch.eye(k)) for k in factor_sizes(width)]
         up, down = torch.randn(out, rank), torch.randn(rank, width)
         ways: dict[str, Callable[[], object]] = {"LoRA rank 8": lambda W=W, a=up, b=down: W + a @ b}
         known = spectra[out, width] = {}
@@ -101,7 +100,7 @@ def load(family: Family, spectra: Spectra) -> Iterable[Row]:
 
 def merging(family: Family, spectra: Spectra) -> Iterable[Row]:
     """Two whole adapters, and the report of how they overlap; the report on the base, a layer of each shape."""
-    pair = [_adapter(family, "auto", 3, seed) for seed in (0, 1)]
+    pair = [models.baseless_adapter(family.layers, seed) for seed in (0, 1)]
     ways: dict[str, Callable[[], object]] = {
         "delta": lambda: merge(pair[0], pair[1], method="delta"),
         "geodesic": lambda: merge(pair[0], pair[1], method="geodesic"),
@@ -131,25 +130,11 @@ def files(family: Family, _: Spectra) -> Iterable[Row]:
     for preset, count in PRESETS:
         name = f"{count} factors" if preset == "auto" else preset
         try:
-            adapter = _adapter(family, preset, count, 0)
+            adapter = models.baseless_adapter(family.layers, 0, preset, count)
         except SettingsError:
             continue
         size = len(fileformat.to_bytes(adapter.layers, adapter.metadata))
         yield _row("file", family, f"SODA, {name}", params=adapter.parameters(), bytes=size)
-
-
-def _adapter(family: Family, preset: str, count: int, seed: int) -> SodaAdapter:
-    torch.manual_seed(seed)
-    sizes = {name: factor_sizes(shape[1], preset, count) for name, shape in family.layers.items()}
-    stacks = Counter(k for layer in sizes.values() for k in layer)
-    rotations = {k: iter(near_identity(torch.eye(k).repeat(n, 1, 1)).unbind()) for k, n in stacks.items()}
-    layers = {
-        name: SodaLayer(
-            "qr", [next(rotations[k]).clone() for k in sizes[name]], 0.01 * torch.randn(min(shape)), shape=shape
-        )
-        for name, shape in family.layers.items()
-    }
-    return SodaAdapter(layers, {"title": str(seed)})
 
 
 # --------------------------------------------------------------------------------------------------- one at a time
@@ -174,7 +159,7 @@ def _step_of(out: int, width: int, tokens: int, count: int = 1) -> dict[str, Tim
 
 def _decomposing(n: int) -> dict[str, Timing]:
     W = torch.randn(n, n) / n**0.5
-    layer = SodaLayer("svd", [near_identity(torch.eye(k)) for k in factor_sizes(n)], None)
+    layer = SodaLayer("svd", [models.near_identity(torch.eye(k)) for k in factor_sizes(n)], None)
     ways: dict[str, Callable[[], object]] = {
         "decompose QR": lambda: decompose(W, "qr"),
         "decompose SVD": lambda: decompose(W, "svd"),
@@ -185,8 +170,7 @@ def _decomposing(n: int) -> dict[str, Timing]:
 
 def _rotating(count: int) -> dict[str, Timing]:
     W = torch.randn(1280, 1280)
-    sizes = factor_sizes(1280, "auto", count) if count > 1 else (256, 5)
-    layer = SodaLayer("svd", [near_identity(torch.eye(k)) for k in sizes], None)
+    layer = SodaLayer("svd", [models.near_identity(torch.eye(k)) for k in factor_sizes(1280, "auto", count)], None)
     return interleaved({"change by rotation": lambda: layer.delta(W)}, 9)
 
 
@@ -261,7 +245,7 @@ def main() -> None:
     )
     say("\n" + tables)
     if not args.quick:
-        write_rows("scale", rows, tables)
+        write_rows("scale", [*rows, whole()], tables)
 
 
 if __name__ == "__main__":

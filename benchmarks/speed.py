@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.lib import models  # noqa: E402
 from benchmarks.lib.families import attention  # noqa: E402
 from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import pivot, with_kept, write_rows  # noqa: E402
+from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows  # noqa: E402
 from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
 from benchmarks.lib.turns import Turns  # noqa: E402
 from demo.machine import core_count  # noqa: E402
@@ -207,12 +207,10 @@ def sampling(quick: bool) -> list[Row]:
     shapes = attention(preset)
     with tempfile.TemporaryDirectory() as folder:
         lora = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
-        adapter = models.random_adapter(patcher, shapes, models.ADAPTERS["SVD"], seed=0)
-        ways = {
-            "base": patcher,
-            "LoRA rank 8": models.with_lora(patcher, lora),
-            "SVD": apply_adapter(patcher, None, adapter, 1.0)[0],
-        }
+        ways = {"base": patcher, "LoRA rank 8": models.with_lora(patcher, lora)}
+        for name, settings in models.ADAPTERS.items():
+            adapter = models.random_adapter(patcher, shapes, settings, seed=0)
+            ways[name] = apply_adapter(patcher, None, adapter, 1.0)[0]
         rows = []
         for low in (False, True):
             seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -272,13 +270,7 @@ def _shifted(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
 def merging(quick: bool) -> list[Row]:
     """Merging two adapters for SDXL's attention, by both methods."""
     shapes = attention("sd15-12" if quick else "sdxl-full")
-    adapters = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        trainable = TrainableAdapter(shapes, TrainSettings(train="rotation only"), {})
-        for p in trainable.rotations.values():
-            p.data = models.near_identity(p)
-        adapters.append(trainable.to_adapter(None, {"title": str(seed)}))
+    adapters = [models.baseless_adapter(shapes, seed) for seed in (0, 1)]
     ways = {
         "delta": lambda: merge(*adapters, method="delta"),
         "geodesic": lambda: merge(*adapters, method="geodesic"),
@@ -333,8 +325,9 @@ def main() -> None:
     torch.manual_seed(0)
     rows = [row for part in args.part or PARTS for row in PARTS[part](args.quick)]
     if not args.quick:
-        rows = with_kept("speed", rows)
-        write_rows("speed", rows, "\n\n".join(table(rows, bench) for bench in dict.fromkeys(r["bench"] for r in rows)))
+        rows = with_kept("speed", rows if args.part else [*rows, whole()])
+        benches = dict.fromkeys(row["bench"] for row in rows if row["bench"] != WHOLE)
+        write_rows("speed", rows, "\n\n".join(table(rows, bench) for bench in benches))
 
 
 if __name__ == "__main__":

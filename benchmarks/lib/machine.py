@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from demo.machine import core_count, processor
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+STARTED = time.monotonic()
+WHOLE = "whole"  #: the row that says how long a whole benchmark took
 
 
 def label() -> str:
@@ -42,6 +45,11 @@ def with_kept(name: str, rows: list[Row]) -> list[Row]:
     return [row for row in kept if row["bench"] not in measured] + rows
 
 
+def whole() -> Row:
+    """How long the benchmark took, for its last row."""
+    return {"bench": WHOLE, "variant": "all of it", "seconds": round(time.monotonic() - STARTED)}
+
+
 def write_rows(name: str, rows: Iterable[Row], tables: str = "", folder: Path = RESULTS) -> None:
     """``<name>.json``: a list of flat rows, one a line, each with the machine; and tables in ``<name>.md``."""
     rows = [{"machine": label(), **row} for row in rows]
@@ -50,5 +58,6 @@ def write_rows(name: str, rows: Iterable[Row], tables: str = "", folder: Path = 
     if tables:
         machines = dict.fromkeys(row["machine"] for row in rows)
         head = f"Written by `python dev.py bench {name}` on {'; '.join(machines)}."
+        head += "".join(f" It took {row['seconds'] / 60:.0f} minutes." for row in rows if row.get("bench") == WHOLE)
         with replacing(folder / f"{name}.md") as unfinished:
             unfinished.write_text(f"{head}\n\n{tables}\n", "utf-8")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from benchmarks.lib.turns import OnStep
 from demo.base_model import PRESETS, build, write
 from demo.pretrain.host import import_host
 from dev import cache_root
+from soda_core.adapter import SodaAdapter
+from soda_core.kronecker import factor_sizes
+from soda_core.layer import Probe, SodaLayer
+from soda_core.probe import SKETCH_SHAPE
 from soda_core.training.settings import TrainSettings
 
 #: our training loop, with a LoRA's layers and with ours
@@ -169,6 +174,26 @@ def random_adapter(patcher: Any, shapes: Mapping[str, tuple[int, ...]], settings
         if trainable.shifts is not None:
             trainable.shifts.data = 0.01 * torch.randn_like(trainable.shifts)
         return trainable.to_adapter(weights, {"title": f"random {seed}"})
+
+
+def baseless_adapter(
+    layers: Mapping[str, tuple[int, ...]], seed: int, preset: str = "auto", count: int = 3
+) -> SodaAdapter:
+    """An adapter with a shift and a base check in each of ``layers``, of no base in particular."""
+    torch.manual_seed(seed)
+    sizes = {name: factor_sizes(shape[1], preset, count) for name, shape in layers.items()}
+    stacks = Counter(k for factors in sizes.values() for k in factors)
+    rotations = {k: iter(near_identity(torch.eye(k).repeat(n, 1, 1)).unbind()) for k, n in stacks.items()}
+    probe = Probe(torch.randn(SKETCH_SHAPE), torch.randn(SKETCH_SHAPE))
+    return SodaAdapter(
+        {
+            name: SodaLayer(
+                "qr", [next(rotations[k]).clone() for k in sizes[name]], 0.01 * torch.randn(min(shape)), shape, probe
+            )
+            for name, shape in layers.items()
+        },
+        {"title": str(seed)},
+    )
 
 
 def lora_file(path: Path, shapes: Mapping[str, tuple[int, ...]], rank: int) -> Path:

@@ -145,7 +145,8 @@ class SpectrumStore:
                 self._written.clear()
                 logging.warning(
                     "SODA: decompositions take more than the %.3g GB that are kept on disk; the oldest are dropped and "
-                    "computed anew when needed. Set SODA_CACHE_DISK_GB higher, or train with decomposition = qr",
+                    "computed anew when needed. Set SODA_CACHE_DISK_GB higher; decomposition = qr takes half of it, "
+                    "rotation only takes none",
                     self.disk_limit / 2**30,
                 )
 
