@@ -92,7 +92,7 @@ class SodaTrain(io.ComfyNode):
                     options=["svd", "qr"],
                     default=d.decomposition,
                     tooltip="What the shift acts on. svd: singular values (default, the paper's main method). qr: "
-                    "the diagonal of the triangular factor, two to three times as fast to load.",
+                    "the diagonal of the triangular factor, two to four times as fast to load.",
                 ),
                 io.Combo.Input(
                     "train",
@@ -121,7 +121,7 @@ class SodaTrain(io.ComfyNode):
                     default=d.factor_preset,
                     advanced=True,
                     tooltip="Sizes of the Kronecker factors. auto = fewest parameters for any width (default); "
-                    "large = rotations with 7 to 40 times as many, for what auto cannot learn, in about the "
+                    "large = rotations with 5 to 40 times as many, for what auto cannot learn, in about the "
                     "same time; svdiff-size and oft-size are the authors' sets for SDXL widths.",
                 ),
                 io.Int.Input(
@@ -232,8 +232,8 @@ class SodaTrain(io.ComfyNode):
                     "gradient_checkpointing",
                     default=False,
                     advanced=True,
-                    tooltip="Recompute activations in the backward pass: less memory, about a third slower. Turn on "
-                    "when memory runs out.",
+                    tooltip="Recompute activations in the backward pass: less memory, half as long again or more. "
+                    "Turn on when memory runs out.",
                 ),
                 io.Int.Input(
                     "save_every",
