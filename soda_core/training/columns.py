@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeGuard, cast
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -53,7 +54,7 @@ class Columns:
         """``(batch, in, height, width) -> (batch, h, w, in · kh · kw)``, in the order of the flattened weight."""
         c = self.convolution
         columns = F.unfold(x, c.kernel_size, c.dilation, c.padding, c.stride)  # type: ignore[arg-type]
-        return columns.mT.reshape(len(x), *self.size(x), -1)
+        return rearrange(columns, "b inputs (h w) -> b h w inputs", h=self.size(x)[0])
 
     def linear(self, forward: Callable[[Tensor], Tensor], columns: Tensor) -> Tensor:
         """The convolution of columns: ``(batch, h, w, in · kh · kw) -> (batch, h, w, out)``.
@@ -64,16 +65,15 @@ class Columns:
         """
         c = self.convolution
         kh, kw = c.kernel_size
-        batch, h, w, _ = columns.shape
-        patches = columns.reshape(batch, h, w, c.in_channels, kh, kw).permute(0, 3, 1, 4, 2, 5)
+        patches = rearrange(columns, "b h w (c kh kw) -> b c (h kh) (w kw)", kh=kh, kw=kw)
         before = c.stride, c.padding, c.dilation
         c.stride, c.padding, c.dilation = (kh, kw), (0, 0), (1, 1)
         try:
-            return forward(patches.reshape(batch, c.in_channels, h * kh, w * kw)).movedim(1, -1)
+            return rearrange(forward(patches), "b out h w -> b h w out")
         finally:
             c.stride, c.padding, c.dilation = before
 
     @staticmethod
     def join(y: Tensor) -> Tensor:
         """``(batch, h, w, out) -> (batch, out, h, w)``."""
-        return y.movedim(-1, 1)
+        return rearrange(y, "b h w out -> b out h w")
