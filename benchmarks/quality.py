@@ -356,7 +356,7 @@ ABLATIONS = {
         for n in (1, 2, 3, 4)
     },
     "3 factors, balanced, rate x 3": Variant({"factor_preset": "auto", "factor_count": 3}, rate=3),
-    "factor_preset large": Variant({"factor_preset": "large"}),
+    "large factors": Variant({"factor_preset": "large"}),
     **{f"shift on {n} knots": Variant({"shift_knots": n}) for n in (64, 16, 8)},
     "retraction cayley": Variant({"retraction": "cayley"}),
     "retraction exp": Variant({"retraction": "exp"}),
@@ -365,7 +365,9 @@ ABLATIONS = {
     "loss min-snr": Variant({"loss": "min-snr"}),
     **{f"loss dco, beta {beta}": Variant({"loss": "dco", "dco_beta": float(beta)}) for beta in (1000, 30)},
     "loss mse + prior": Variant(prior=8),
-    "all linear and convolution layers": Variant({"layers": "all linear + conv", "factor_preset": "large"}),
+    "all linear and convolution layers, large factors": Variant(
+        {"layers": "all linear + conv", "factor_preset": "large"}
+    ),
 }
 STAGES = ("base", "tune", "train", "merge", "ablate", "report")
 

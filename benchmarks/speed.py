@@ -71,8 +71,9 @@ def optimizers(quick: bool) -> list[Row]:
     """A step of all factors of a model: ours in batches, and the same update one matrix at a time."""
     rows = []
     for name, preset in (("SD1.5 attention", "sd15-full"), ("SDXL attention", "sdxl-full")):
-        factors = [k for shape in attention(preset).values() for k in factor_sizes(shape[1])]
-        batched = TrainableAdapter(attention(preset), TrainSettings(train="rotation only"), {})
+        # three factors a layer, as the authors have: the most
+        factors = [k for shape in attention(preset).values() for k in factor_sizes(shape[1], count=3)]
+        batched = TrainableAdapter(attention(preset), TrainSettings(train="rotation only", factor_count=3), {})
         ours = StiefelAdam(list(batched.rotations.values()), lr=1e-3)
         single = [torch.eye(k) for k in factors]
         states = [(torch.zeros(k, k), torch.zeros(k, k)) for k in factors]

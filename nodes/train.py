@@ -120,9 +120,10 @@ class SodaTrain(io.ComfyNode):
                     options=list(factor_presets()),
                     default=d.factor_preset,
                     advanced=True,
-                    tooltip="Sizes of the Kronecker factors. auto = fewest parameters for any width (default); "
-                    "large = rotations with 5 to 40 times as many, for what auto cannot learn, in about the "
-                    "same time; svdiff-size and oft-size are the authors' sets for SDXL widths.",
+                    tooltip="Sizes of the Kronecker factors. auto = balanced, for any width (default); large = one of "
+                    "up to 96 rows and one for the rest, for what auto cannot learn: ten times the parameters in "
+                    "narrow layers (SD 1.5), hardly more in wide ones, in about the same time; svdiff-size and "
+                    "oft-size are the authors' sets for SDXL's widths.",
                 ),
                 io.Int.Input(
                     "factor_count",
@@ -130,8 +131,9 @@ class SodaTrain(io.ComfyNode):
                     min=1,
                     max=8,
                     advanced=True,
-                    tooltip="Number of Kronecker factors for factor_preset = auto. 3 is the authors' number; fewer "
-                    "means larger factors and more parameters, 1 is one dense rotation.",
+                    tooltip="Number of Kronecker factors for factor_preset = auto. 2 (default) learned subjects on the "
+                    "demo's model, 3 (the authors' number, on SDXL) only styles, with fewer parameters and in the "
+                    "same time. 1 is one dense rotation.",
                 ),
                 io.Combo.Input(
                     "loss",

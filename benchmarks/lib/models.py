@@ -177,7 +177,7 @@ def random_adapter(patcher: Any, shapes: Mapping[str, tuple[int, ...]], settings
 
 
 def baseless_adapter(
-    layers: Mapping[str, tuple[int, ...]], seed: int, preset: str = "auto", count: int = 3
+    layers: Mapping[str, tuple[int, ...]], seed: int, preset: str = "auto", count: int = 2
 ) -> SodaAdapter:
     """An adapter with a shift and a base check in each of ``layers``, of no base in particular."""
     torch.manual_seed(seed)

@@ -34,7 +34,7 @@ class TrainSettings:
     train: Train = "rotation + shift"
     shift_knots: int = 16  #: of the curve over the singular values that a shift is (svd); 0: each its own, the paper's
     factor_preset: str = "auto"
-    factor_count: int = 3
+    factor_count: int = 2
     layers: str = "attention"
     layer_pattern: str = ""
     loss: Loss = "dco"

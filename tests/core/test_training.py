@@ -19,7 +19,9 @@ from soda_core.training.trainable import TrainableAdapter
 
 from .conftest import random_layer
 
-SETTINGS = TrainSettings(steps=200, rotation_lr=1e-2, shift_lr=1e-2, loss="mse", gradient_clip=0.0, shift_knots=0)
+SETTINGS = TrainSettings(
+    steps=200, rotation_lr=1e-2, shift_lr=1e-2, loss="mse", gradient_clip=0.0, shift_knots=0, factor_count=3
+)
 SHAPES = {"a": (20, 30), "b": (30, 20), "c": (8, 6, 3, 3)}
 
 

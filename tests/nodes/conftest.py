@@ -61,7 +61,7 @@ TRAIN = {
     "layers": "attention",
     "layer_pattern": "",
     "factor_preset": "auto",
-    "factor_count": 3,
+    "factor_count": 2,
     "shift_knots": 16,
     "loss": "mse",
     "dco_beta": 1000.0,
