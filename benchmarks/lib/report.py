@@ -230,8 +230,8 @@ def write(
     if ablations := [row for task in ("subject", "style") for row in of(task, "ablation")]:
         parts += [
             "## Ablations",
-            "On a subject and a style that are not reported, all at the rates chosen for the method as it is (the "
-            "style is the one on which they were chosen). Mean score ± standard deviation over seeds.",
+            "On a subject and a style that are not reported, at the rates chosen for the method as it is where none is "
+            "said (the style is the one on which they were chosen). Mean score ± standard deviation over seeds.",
             ablation_table(ablations, of("drift", "ablation"), score, variants),
         ]
     write_rows("quality", rows, "\n\n".join(parts), folder)
