@@ -47,9 +47,12 @@ PROMPTS = {
     "a house on a red background, in zqx style": 11,
 }
 #: for a model a twentieth of the usual size and a fifth of the usual steps; see "How it is set" in demo/README.md
-TRAIN = {"layers": "all linear + conv", "factor_preset": "large", "loss": "mse"}
-SCHEDULES = {"subject": "cosine", "style": "constant"}
-RATES = {"subject": 3e-3, "style": 2.8e-3}
+TRAIN = {"layers": "all linear + conv", "loss": "mse"}
+OWN = {
+    "subject": {"factor_preset": "large", "schedule": "cosine"},
+    "style": {"factor_preset": "auto", "schedule": "constant"},
+}
+RATES = {"subject": 3e-3, "style": 4e-3}
 LORA_RATES = {"subject": 1e-3, "style": 2e-3}
 MERGE = {"subject_strength": 1.0, "style_strength": 0.8}
 #: as a host started by hand: threads wait awake for a moment, where tests on shared machines let them sleep
@@ -88,7 +91,7 @@ class Demo:
     def train(self, what: str, folder: str) -> Training:
         """With the shipped workflow, as a user would."""
         prompt = self.prompt(f"train_{what}")
-        set_inputs(prompt, "SODATrain", rotation_lr=RATES[what], shift_lr=RATES[what], schedule=SCHEDULES[what])
+        set_inputs(prompt, "SODATrain", rotation_lr=RATES[what], shift_lr=RATES[what], **OWN[what])
         before = set(self.server.adapters.iterdir())
         with self.timed(f"train the {what}"):
             entry = self.run(prompt)
@@ -125,7 +128,7 @@ class Demo:
         """The same pictures, layers, batch, steps and loss with LoRA; name of the file."""
         file = self.server.base / f"lora_{task.kind}.safetensors"
         with self.timed(f"train a LoRA of the {task.kind}, for comparison"):
-            settings = {**TRAIN, "steps": self.steps, "schedule": SCHEDULES[task.kind], "seed": 0}
+            settings = {**TRAIN, **OWN[task.kind], "steps": self.steps, "seed": 0}
             train_lora(bed, task, file, LORA_RATES[task.kind], **settings)
         self.server.add_model("loras", file)
         return file.name

@@ -25,7 +25,7 @@ sys.path.append(str(PACK))
 
 from demo.base_model import BASE_NAME  # noqa: E402
 from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
-from demo.run import MERGE, PICTURE_SIDE, RATES, SAMPLE, SCHEDULES, TRAIN, Demo, say  # noqa: E402
+from demo.run import MERGE, OWN, PICTURE_SIDE, RATES, SAMPLE, TRAIN, Demo, say  # noqa: E402
 from demo.server import Server  # noqa: E402
 from demo.world.render import SIDE  # noqa: E402
 from demo.world.tasks import STYLE, SUBJECT  # noqa: E402
@@ -110,7 +110,7 @@ def main() -> None:
         "ImageScale": sizes, "EmptyLatentImage": sizes, "KSampler": SAMPLE, "SODAMerge": MERGE,
         "Negative prompt": {"text": ""},
     }  # fmt: skip
-    train = {**TRAIN, "rotation_lr": rate, "shift_lr": rate, "schedule": SCHEDULES["subject"], "steps": args.steps}
+    train = {**TRAIN, **OWN["subject"], "rotation_lr": rate, "shift_lr": rate, "steps": args.steps}
     with Server() as server:
         settings = server.base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.lib import evaluate
 from benchmarks.lib.bed import Bed
 from benchmarks.lib.methods import Method
-from demo.run import MERGE, RATES, SCHEDULES, TRAIN
+from demo.run import MERGE, OWN, RATES, TRAIN
 from demo.world.tasks import STYLE, SUBJECT
 from demo.world_model import checkpoint
 from soda_core.merge import merge
@@ -33,7 +33,7 @@ def trained(bed):
     from benchmarks.lib.training import train_method  # imports the host
 
     def train(task):
-        settings = {**TRAIN, "schedule": SCHEDULES[task.kind], "steps": STEPS, "seed": 0}
+        settings = {**TRAIN, **OWN[task.kind], "steps": STEPS, "seed": 0}
         return train_method(bed.patcher, bed.training_data(task), SODA, RATES[task.kind], **settings)
 
     return {task.kind: train(task) for task in (SUBJECT, STYLE)}
