@@ -20,6 +20,9 @@ from .linalg import orthogonal_log, skew_exp
 #: Neighbouring factors are multiplied out up to this size.
 GROUPED = 96
 
+#: Number of balanced factors, where no other is asked for.
+FACTORS = 2
+
 #: A single dense rotation of a prime width is offered up to this many dimensions.
 LARGEST_DENSE_FACTOR = 256
 
@@ -140,6 +143,7 @@ def balanced_sizes(width: int, count: int) -> tuple[int, ...]:
 def large_sizes(width: int) -> tuple[int, ...]:
     """One factor as large as divides ``width``, up to :data:`GROUPED`, and one for the rest: (16, 80) for 1280.
 
+    (The rest is two where one would exceed :data:`LARGEST_DENSE_FACTOR`.)
     Ten times the parameters of two balanced factors in narrow layers (320), hardly more in wide ones.
     """
     largest = max(k for k in range(1, GROUPED + 1) if width % k == 0)
@@ -148,7 +152,7 @@ def large_sizes(width: int) -> tuple[int, ...]:
     return tuple(k for k in sizes if k > 1) or (1,)
 
 
-def factor_sizes(width: int, preset: str = "auto", count: int = 2) -> tuple[int, ...]:
+def factor_sizes(width: int, preset: str = "auto", count: int = FACTORS) -> tuple[int, ...]:
     """Factor sizes for a layer of ``width`` inputs.
 
     Args:

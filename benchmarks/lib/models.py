@@ -19,7 +19,7 @@ from demo.base_model import PRESETS, build, write
 from demo.pretrain.host import import_host
 from dev import cache_root
 from soda_core.adapter import SodaAdapter
-from soda_core.kronecker import factor_sizes
+from soda_core.kronecker import FACTORS, factor_sizes
 from soda_core.layer import Probe, SodaLayer
 from soda_core.probe import SKETCH_SHAPE
 from soda_core.training.settings import TrainSettings
@@ -177,7 +177,7 @@ def random_adapter(patcher: Any, shapes: Mapping[str, tuple[int, ...]], settings
 
 
 def baseless_adapter(
-    layers: Mapping[str, tuple[int, ...]], seed: int, preset: str = "auto", count: int = 2
+    layers: Mapping[str, tuple[int, ...]], seed: int, preset: str = "auto", count: int = FACTORS
 ) -> SodaAdapter:
     """An adapter with a shift and a base check in each of ``layers``, of no base in particular."""
     torch.manual_seed(seed)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import SettingsError
-from ..kronecker import factor_presets
+from ..kronecker import FACTORS, factor_presets
 from ..spectral import Decomposition
 from ..stiefel import Retraction
 from ..targets import LAYER_PRESETS
@@ -34,7 +34,7 @@ class TrainSettings:
     train: Train = "rotation + shift"
     shift_knots: int = 16  #: of the curve over the singular values that a shift is (svd); 0: each its own, the paper's
     factor_preset: str = "auto"
-    factor_count: int = 2
+    factor_count: int = FACTORS
     layers: str = "attention"
     layer_pattern: str = ""
     loss: Loss = "dco"
