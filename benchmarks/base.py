@@ -1,83 +1,83 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How well the demo's base model paints, and how well its judge sees.
+"""How well the demo's base model paints, and how well its classifier sees.
 
     python dev.py bench base [--quick]
 
-The judge on fresh real pictures, held-out glyphs and styles included, as drawn and through the autoencoder; then the
-judge on what the model paints for prompts of its own world. Writes ``benchmarks/results/base.json``: flat rows.
+The classifier on fresh real pictures, held-out glyphs and styles included, as drawn and through the autoencoder; then
+the classifier on what the model paints for prompts of its own world. Writes ``benchmarks/results/base.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from torch import Tensor
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from benchmarks.lib import evaluate  # noqa: E402
-from benchmarks.lib.bed import Bed  # noqa: E402
-from benchmarks.lib.evaluate import accuracy  # noqa: E402
-from benchmarks.lib.machine import whole, write_rows  # noqa: E402
-from demo.judge import STYLES as ALL_STYLES  # noqa: E402
-from demo.judge import Verdict  # noqa: E402
-from demo.machine import core_count  # noqa: E402
-from demo.pretrain.judge import EVERYTHING, ONE_COLOUR  # noqa: E402
-from demo.pretrain.loop import sheet  # noqa: E402
-from demo.world.render import images  # noqa: E402
-from demo.world.scene import Scene, draw_scene  # noqa: E402
-from demo.world_model import checkpoint  # noqa: E402
-from dev import cache_root  # noqa: E402
+from benchmarks.lib.machine import whole, write_rows
+from testbed import evaluate
+from testbed.bed import TestBed
+from testbed.classifier import STYLES as ALL_STYLES
+from testbed.classifier import Predictions
+from testbed.demo_base import checkpoint
+from testbed.evaluate import accuracy
+from testbed.machine import core_count
+from testbed.paths import cache_root
+from testbed.pretrain.classifier import EVERYTHING, ONE_COLOUR
+from testbed.pretrain.loop import sheet
+from testbed.world.render import images
+from testbed.world.scene import Scene, draw_scene
 
 Row = dict[str, Any]
 BATCH = 25
 
 
-def judge_rows(bed: Bed, count: int) -> list[Row]:
+def classifier_rows(bed: TestBed, count: int) -> list[Row]:
     random = np.random.default_rng(5)  # no stream of the pretraining begins so
     scenes = [draw_scene(random, EVERYTHING, list(ALL_STYLES)) for _ in range(count)]
     rows: list[Row] = []
     for through in (False, True):
-        verdicts, errors = [], []
+        parts, errors = [], []
         for part in _parts(scenes):
             drawn = images(part)
             seen = bed.vae.decode(bed.vae.encode(drawn)) if through else drawn
             errors.append((seen - drawn).square().mean((1, 2, 3)))
-            verdicts.append(bed.judged(seen.movedim(-1, 1)))
-        row = {"bench": "judge", "pictures": "through the autoencoder" if through else "fresh renders", "count": count}
-        row |= _accuracies(Verdict.joined(verdicts), scenes)
+            parts.append(bed.classified(seen.movedim(-1, 1)))
+        row = {
+            "bench": "classifier",
+            "pictures": "through the autoencoder" if through else "fresh renders",
+            "count": count,
+        }
+        row |= _accuracies(Predictions.joined(parts), scenes)
         if through:
             row["psnr"] = float(-10 * torch.cat(errors).log10().mean())
         rows.append(row)
     return rows
 
 
-def _accuracies(verdict: Verdict, scenes: Sequence[Scene]) -> Row:
+def _accuracies(predictions: Predictions, scenes: Sequence[Scene]) -> Row:
     # some styles leave nothing of a background's colour
     telling = [i for i, s in enumerate(scenes) if s.style not in ONE_COLOUR]
-    backgrounds = verdict.backgrounds()
+    backgrounds = predictions.backgrounds()
     return {
-        "class_accuracy": accuracy(verdict.kinds(), [s.kind for s in scenes]),
-        "glyph_accuracy": accuracy(verdict.glyphs(), [s.glyph for s in scenes]),
-        "style_accuracy": accuracy(verdict.styles(), [s.style for s in scenes]),
+        "class_accuracy": accuracy(predictions.kinds(), [s.kind for s in scenes]),
+        "glyph_accuracy": accuracy(predictions.glyphs(), [s.glyph for s in scenes]),
+        "style_accuracy": accuracy(predictions.styles(), [s.style for s in scenes]),
         "background_accuracy": accuracy([backgrounds[i] for i in telling], [scenes[i].background for i in telling]),
     }
 
 
-def model_row(bed: Bed, count: int, steps: int) -> tuple[Row, Tensor]:
+def model_row(bed: TestBed, count: int, steps: int) -> tuple[Row, Tensor]:
     """The base model on prompts of what it was trained on, a picture each."""
     prompts = evaluate.plain_prompts(count)
     parts = enumerate(_parts(prompts))
-    verdicts, pictures = zip(*(evaluate.judged(bed, None, part, 100 + i, steps) for i, part in parts), strict=True)
+    parts, pictures = zip(*(evaluate.classified(bed, None, part, 100 + i, steps) for i, part in parts), strict=True)
     row = {"bench": "model", "pictures": f"{count} prompts, {steps} steps, guidance 3", "count": count}
-    return row | evaluate.accuracies(Verdict.joined(verdicts), prompts), torch.cat(pictures)
+    return row | evaluate.accuracies(Predictions.joined(parts), prompts), torch.cat(pictures)
 
 
 def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="also write the painted pictures as one PNG")
     args = parser.parse_args()
     torch.set_num_threads(core_count())
-    bed = Bed(checkpoint(cache_root()))
-    rows = judge_rows(bed, 200 if args.quick else 1000)
+    bed = TestBed(checkpoint(cache_root()))
+    rows = classifier_rows(bed, 200 if args.quick else 1000)
     row, pictures = model_row(bed, 48 if args.quick else 200, 12 if args.quick else 25)
     rows.append(row)
     for row in rows:

@@ -24,15 +24,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import psutil
+import torch
 
-import psutil  # noqa: E402
-import torch  # noqa: E402
-
-from benchmarks.lib import models  # noqa: E402
-from benchmarks.lib.families import UNETS, attention  # noqa: E402
-from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows  # noqa: E402
+from benchmarks.lib import models
+from benchmarks.lib.families import UNETS, attention
+from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows
 
 Row = dict[str, Any]
 STEPS = 2  #: the first makes the optimiser's state, the second has it
@@ -270,7 +267,7 @@ def main() -> None:
 def one(what: str, preset: str, side: int, variant: str) -> Row:
     """A row, from a process of its own: what an earlier run left behind would count for nothing or twice."""
     started = time.monotonic()
-    command = [sys.executable, __file__, "--one", what, preset, str(side), variant]
+    command = [sys.executable, "-m", "benchmarks.memory", "--one", what, preset, str(side), variant]
     # large blocks go back to the system at once, so that resident memory is what is in use
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

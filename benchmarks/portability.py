@@ -12,32 +12,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from torch import Tensor
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from benchmarks.lib import evaluate  # noqa: E402
-from benchmarks.lib.bed import Bed  # noqa: E402
-from benchmarks.lib.machine import write_rows  # noqa: E402
-from benchmarks.lib.methods import Method  # noqa: E402
-from demo import model_files  # noqa: E402
-from demo.machine import core_count  # noqa: E402
-from demo.pretrain import unet as pretraining  # noqa: E402
-from demo.world.render import images  # noqa: E402
-from demo.world.scene import draw_scene  # noqa: E402
-from demo.world.tasks import STYLE, SUBJECT, Task  # noqa: E402
-from demo.world_model import checkpoint  # noqa: E402
-from dev import cache_root  # noqa: E402
-from soda_core.adapter import BaseReport  # noqa: E402
-from soda_core.spectral import decompose  # noqa: E402
+from benchmarks.lib.machine import write_rows
+from soda_core.adapter import BaseReport
+from soda_core.spectral import decompose
+from testbed import evaluate, model_files
+from testbed.bed import TestBed
+from testbed.demo_base import checkpoint
+from testbed.machine import core_count
+from testbed.methods import Method
+from testbed.paths import cache_root
+from testbed.pretrain import unet as pretraining
+from testbed.world.render import images
+from testbed.world.scene import draw_scene
+from testbed.world.tasks import STYLE, SUBJECT, Task
 
 FORMS = {
     "SVD, independent": {"decomposition": "svd", "shift_knots": 0},
@@ -54,14 +48,14 @@ Row = dict[str, Any]
 Weights = dict[str, Tensor]
 
 
-def copies(bed: Bed) -> dict[str, Weights]:
+def copies(bed: TestBed) -> dict[str, Weights]:
     """All weights of the UNet, by copy."""
     original = model_files.load(model_files.UNET)  # the checkpoint has them in half precision already
     made = {name: {n: w.to(dtype).float() for n, w in original.items()} for name, dtype in PRECISIONS.items()}
     return {"fp32": original, **made, "tuned further": further(bed, original)}
 
 
-def further(bed: Bed, original: Weights) -> Weights:
+def further(bed: TestBed, original: Weights) -> Weights:
     """The base after more of its own training."""
     random, noise = np.random.default_rng(17), pretraining.Noise.schedule()
     module = pretraining.build(original)
@@ -78,15 +72,15 @@ def further(bed: Bed, original: Weights) -> Weights:
     return {name: p.detach() for name, p in module.named_parameters()}
 
 
-def load(bed: Bed, weights: Weights) -> None:
+def load(bed: TestBed, weights: Weights) -> None:
     with torch.no_grad():
         for name, parameter in bed.unet.named_parameters():
             parameter.copy_(weights[name])
 
 
-def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: float, steps: int) -> list[Row]:
+def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, lr: float, steps: int) -> list[Row]:
     """Train on the float32 copy, then compute the change of every weight again on each copy. Rows: layers, then all."""
-    from benchmarks.lib.training import train_method
+    from testbed.training import train_method
 
     method = Method(form, "large", {"factor_preset": "bench-soda-large", **FORMS[form]})
     load(bed, bases["fp32"])
@@ -118,16 +112,16 @@ def measure(bed: Bed, bases: Mapping[str, Weights], task: Task, form: str, lr: f
             if base != "fp32":
                 rows.append({**common, "base": base, "layer": name, "error": errors[-1] / sizes[-1],
                              "predicted": checks[name].spectral_error})  # fmt: skip
-        shown = {which: evaluate.judged(bed, deltas, prompts, 0, SAMPLING_STEPS) for which, deltas in
+        shown = {which: evaluate.classified(bed, deltas, prompts, 0, SAMPLING_STEPS) for which, deltas in
                  (("again", again), ("as trained", trained.deltas))}  # fmt: skip
         row = {**common, "base": base, "layer": "all", "error": math.hypot(*errors) / math.hypot(*sizes),
                "predicted": BaseReport(checks).spectral_error,
                "pixel_change": float((shown["again"][1] - shown["as trained"][1]).square().mean().sqrt())}  # fmt: skip
-        for which, (verdict, _) in shown.items():
+        for which, (predictions, _) in shown.items():
             if task.kind == "subject":
-                row[which] = evaluate.subject_metrics(verdict, prompts, bed.references(task))["similarity"]
+                row[which] = evaluate.subject_metrics(predictions, prompts, bed.references(task))["similarity"]
             else:
-                row[which] = evaluate.style_metrics(verdict, prompts)["style_probability"]
+                row[which] = evaluate.style_metrics(predictions, prompts)["style_probability"]
         rows.append(row)
         print(
             f"{form:18} {task.name:10} {base:14} off by {row['error']:.2%}, check says {row['predicted']:.2%}, "
@@ -163,7 +157,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(core_count())
-    bed = Bed(checkpoint(cache_root()))
+    bed = TestBed(checkpoint(cache_root()))
     bases, rows = copies(bed), []
     for task in (SUBJECT, STYLE):
         for form in FORMS:

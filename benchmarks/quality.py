@@ -15,7 +15,6 @@ import hashlib
 import json
 import multiprocessing
 import statistics
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -23,19 +22,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.lib import report, runs  # noqa: E402
-from benchmarks.lib.machine import RESULTS, label  # noqa: E402
-from benchmarks.lib.methods import METHODS, Method  # noqa: E402
-from benchmarks.lib.runs import Plan  # noqa: E402
-from demo.machine import core_count  # noqa: E402
-from demo.model_files import JUDGE  # noqa: E402
-from demo.world.tasks import STYLE, SUBJECT, Task  # noqa: E402
-from demo.world.vocabulary import REPORTED_STYLES, REPORTED_SUBJECTS, TUNING_STYLES  # noqa: E402
-from demo.world_model import checkpoint  # noqa: E402
-from dev import cache_root  # noqa: E402
+from benchmarks.lib import report, runs
+from benchmarks.lib.machine import RESULTS, label
+from benchmarks.lib.runs import Plan
+from testbed.demo_base import checkpoint
+from testbed.machine import core_count
+from testbed.methods import METHODS, Method
+from testbed.model_files import CLASSIFIER
+from testbed.paths import cache_root
+from testbed.world.tasks import STYLE, SUBJECT, Task
+from testbed.world.vocabulary import REPORTED_STYLES, REPORTED_SUBJECTS, TUNING_STYLES
 
 Row = dict[str, Any]
 MEASURES = 3  #: raised when tasks, trainings or metrics change, so that kept rows are not mixed with new ones
@@ -108,10 +104,10 @@ class Bench:
 
     def __init__(self, plan: Plan, work: Path, folder: Path) -> None:
         self.plan, self.folder, self.checkpoint = plan, folder, checkpoint(cache_root())
-        judge = hashlib.sha256(JUDGE.read_bytes()).hexdigest()
-        # another model, judge or training is another benchmark
+        classifier = hashlib.sha256(CLASSIFIER.read_bytes()).hexdigest()
+        # another model, classifier or training is another benchmark
         training = [plan.training(task) for task in ABLATED_ON.values()]
-        of = repr((MEASURES, self.checkpoint.stem, judge, training, plan.prompts, plan.sampling_steps))
+        of = repr((MEASURES, self.checkpoint.stem, classifier, training, plan.prompts, plan.sampling_steps))
         of = hashlib.sha256(of.encode()).hexdigest()[:12]
         self.results = Results(work / of, of, folder / "quality.json")
 

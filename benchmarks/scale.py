@@ -12,31 +12,26 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from benchmarks.lib import models  # noqa: E402
-from benchmarks.lib.families import Family, families  # noqa: E402
-from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import pivot, whole, write_rows  # noqa: E402
-from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
-from demo.machine import core_count  # noqa: E402
-from soda_core import fileformat  # noqa: E402
-from soda_core.adapter import SodaAdapter  # noqa: E402
-from soda_core.errors import SettingsError  # noqa: E402
-from soda_core.kronecker import factor_sizes  # noqa: E402
-from soda_core.layer import SodaLayer  # noqa: E402
-from soda_core.merge import interference, merge  # noqa: E402
-from soda_core.spectral import Decomposition, Spectrum, decompose  # noqa: E402
+from benchmarks.lib import models
+from benchmarks.lib.families import Family, families
+from benchmarks.lib.layer import layer_ways
+from benchmarks.lib.machine import pivot, whole, write_rows
+from benchmarks.lib.timing import Timing, interleaved
+from soda_core import fileformat
+from soda_core.adapter import SodaAdapter
+from soda_core.errors import SettingsError
+from soda_core.kronecker import factor_sizes
+from soda_core.layer import SodaLayer
+from soda_core.merge import interference, merge
+from soda_core.spectral import Decomposition, Spectrum, decompose
+from testbed.machine import core_count
 
 Row = dict[str, Any]
 KINDS = ("rotation", "rotation + QR shift", "rotation + SVD shift")

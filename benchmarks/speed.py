@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -18,26 +17,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from benchmarks.lib import models  # noqa: E402
-from benchmarks.lib.families import attention  # noqa: E402
-from benchmarks.lib.layer import layer_ways  # noqa: E402
-from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows  # noqa: E402
-from benchmarks.lib.timing import Timing, interleaved  # noqa: E402
-from benchmarks.lib.turns import Turns  # noqa: E402
-from demo.machine import core_count  # noqa: E402
-from soda_core.adapter import SodaAdapter  # noqa: E402
-from soda_core.kronecker import factor_sizes  # noqa: E402
-from soda_core.linalg import thin_svd  # noqa: E402
-from soda_core.merge import merge  # noqa: E402
-from soda_core.stiefel import StiefelAdam  # noqa: E402
-from soda_core.training.settings import TrainSettings  # noqa: E402
-from soda_core.training.trainable import TrainableAdapter  # noqa: E402
+from benchmarks.lib import models
+from benchmarks.lib.families import attention
+from benchmarks.lib.layer import layer_ways
+from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows
+from benchmarks.lib.round_robin import RoundRobin
+from benchmarks.lib.timing import Timing, interleaved
+from soda_core.adapter import SodaAdapter
+from soda_core.kronecker import factor_sizes
+from soda_core.linalg import thin_svd
+from soda_core.merge import merge
+from soda_core.stiefel import StiefelAdam
+from soda_core.training.settings import TrainSettings
+from soda_core.training.trainable import TrainableAdapter
+from testbed.machine import core_count
 
 Row = dict[str, Any]
 
@@ -127,14 +123,14 @@ def steps(quick: bool) -> list[Row]:
     patcher = models.load(preset)
     runs = {name: models.our_run(patcher, preset, side, method) for name, method in models.RUNS.items()}
     runs["core Train LoRA at its best"] = models.core_run(patcher, preset, side, **models.CORE_BEST)
-    timings = Turns(runs, 3 if quick else 5, warmup=1).measure()
+    timings = RoundRobin(runs, 3 if quick else 5, warmup=1).measure()
     ours = "LoRA rank 4, our loop"
     rows = _rows("step", f"{preset}, {side} px", timings, ours)
     small = {
         ours: models.our_run(patcher, preset, 128, models.RUNS[ours]),
         "core Train LoRA, defaults": models.core_run(patcher, preset, 128, rank=4),
     }
-    return rows + _rows("step", f"{preset}, 128 px", Turns(small, 1, warmup=0).measure(), ours)
+    return rows + _rows("step", f"{preset}, 128 px", RoundRobin(small, 1, warmup=0).measure(), ours)
 
 
 # --------------------------------------------------------------------------------------------------------- loading

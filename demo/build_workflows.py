@@ -4,24 +4,21 @@
 Sockets and widgets come in the order that a running host reports, so a node that changed only needs this to be run
 again. Settings are those for real models; the demo lowers them for its small one (see ``run.py``).
 
-    COMFYUI_PATH=... python demo/build_workflows.py [--out workflows]
+    COMFYUI_PATH=... python -m demo.build_workflows [--out workflows]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PACK = Path(__file__).resolve().parent.parent
-sys.path.append(str(PACK))
-
-from demo.base_model import BASE_NAME  # noqa: E402
-from demo.server import Server  # noqa: E402
+from testbed.checkpoints import BASE_NAME
+from testbed.paths import ROOT
+from testbed.server import Server
 
 SUBJECT_FOLDER, STYLE_FOLDER = "soda_subject", "soda_style"
 SUBJECT_FILE, STYLE_FILE = "subject_00001_.safetensors", "style_00001_.safetensors"
@@ -441,7 +438,7 @@ def build_all(object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the example workflows.")
-    parser.add_argument("--out", type=Path, default=PACK / "workflows")
+    parser.add_argument("--out", type=Path, default=ROOT / "workflows")
     parser.add_argument("--object-info", type=Path, help="a saved /object_info, instead of starting ComfyUI")
     args = parser.parse_args()
     if args.object_info:

@@ -4,7 +4,7 @@
 Runs the workflows in ``workflows/`` as a user would, in a real ComfyUI without a window, with settings lowered to a
 small base model. Writes ``demo-output/index.html`` (one file, pictures inside) and ``demo-output/sheet.png``.
 
-    COMFYUI_PATH=... python demo/run.py [--steps 100] [--quick] [--out demo-output]
+    COMFYUI_PATH=... python -m demo.run [--steps 100] [--quick] [--out demo-output]
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import platform
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,20 +22,17 @@ from typing import Any
 
 from PIL import Image
 
-PACK = Path(__file__).resolve().parent.parent
-sys.path.append(str(PACK))
-
-from benchmarks.lib.bed import Bed  # noqa: E402
-from demo.base_model import BASE_NAME  # noqa: E402
-from demo.build_workflows import NEGATIVE, STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
-from demo.machine import core_count, processor  # noqa: E402
-from demo.page import TITLES, Samples, Training, write_page, write_sheet, write_thumbnails  # noqa: E402
-from demo.rival import train_lora  # noqa: E402
-from demo.server import Server  # noqa: E402
-from demo.world.render import SIDE  # noqa: E402
-from demo.world.tasks import STYLE, SUBJECT, Task  # noqa: E402
-from demo.world_model import checkpoint  # noqa: E402
-from dev import cache_root  # noqa: E402
+from demo.build_workflows import NEGATIVE, STYLE_FOLDER, SUBJECT_FOLDER
+from demo.lora import train_lora
+from demo.page import TITLES, Samples, Training, write_page, write_sheet, write_thumbnails
+from testbed.bed import TestBed
+from testbed.checkpoints import BASE_NAME
+from testbed.demo_base import checkpoint
+from testbed.machine import core_count, processor
+from testbed.paths import ROOT, cache_root
+from testbed.server import Server
+from testbed.world.render import SIDE
+from testbed.world.tasks import STYLE, SUBJECT, Task
 
 PICTURE_SIDE = 288  #: of the training pictures, in pixels; the workflows scale them to what the model is for
 #: what is asked for, and the seed of the noise
@@ -79,7 +75,7 @@ class Demo:
 
     def prompt(self, name: str) -> dict[str, Any]:
         """A shipped workflow, ready to queue with the demo's settings."""
-        workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
         return for_demo(self.server.convert(workflow), self.steps, self.sample_steps)
 
     def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +120,7 @@ class Demo:
         (file,) = set(self.server.adapters.iterdir()) - before
         return file.name, entry["outputs"][node(prompt, "PreviewAny")]["text"][0]
 
-    def train_lora(self, bed: Bed, task: Task) -> str:
+    def train_lora(self, bed: TestBed, task: Task) -> str:
         """The same pictures, layers, batch, steps and loss with LoRA; name of the file."""
         file = self.server.base / f"lora_{task.kind}.safetensors"
         with self.timed(f"train a LoRA of the {task.kind}, for comparison"):
@@ -241,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a subject and a style, merge them, show what came out.")
     parser.add_argument("--steps", type=int, default=220, help="training steps for each adapter")
     parser.add_argument("--quick", action="store_true", help="only show that it works: 8 steps, one prompt")
-    parser.add_argument("--out", type=Path, default=PACK / "demo-output")
+    parser.add_argument("--out", type=Path, default=ROOT / "demo-output")
     parser.add_argument("--publish", action="store_true", help="renew docs/sheet.jpg and the workflows' thumbnails")
     args = parser.parse_args()
     steps, sample_steps, prompts = args.steps, int(SAMPLE["steps"]), PROMPTS
@@ -260,7 +256,7 @@ def main() -> None:
         demo.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
         trainings = [demo.train("subject", SUBJECT_FOLDER), demo.train("style", STYLE_FOLDER)]
         merged, report = demo.merge(trainings)
-        bed = Bed(base)
+        bed = TestBed(base)
         loras = {demo.train_lora(bed, task): MERGE[f"{task.kind}_strength"] for task in (SUBJECT, STYLE)}
         adapters = {"subject": trainings[0].file, "style": trainings[1].file, "merged": merged}
         pictures = demo.samples(prompts, adapters, loras)
@@ -270,8 +266,8 @@ def main() -> None:
         write_sheet(args.out / "sheet.png", trainings, pictures)
         write_page(args.out / "index.html", trainings, pictures, report, demo.timings, machine(server))
         if args.publish:
-            Image.open(args.out / "sheet.png").save(PACK / "docs" / "sheet.jpg", quality=90)
-            write_thumbnails(PACK / "workflows", trainings, pictures)
+            Image.open(args.out / "sheet.png").save(ROOT / "docs" / "sheet.jpg", quality=90)
+            write_thumbnails(ROOT / "workflows", trainings, pictures)
     say(f"done after {demo.timings[-1][1]:.0f} s: {args.out / 'index.html'}")
 
 

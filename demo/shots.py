@@ -4,7 +4,7 @@
 Needs Chromium, and playwright, which nothing else here does:
 
     pip install playwright
-    COMFYUI_PATH=... python demo/shots.py [--chromium /usr/bin/chromium] [--steps 220]
+    COMFYUI_PATH=... python -m demo.shots [--chromium /usr/bin/chromium] [--steps 220]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,14 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PACK = Path(__file__).resolve().parent.parent
-sys.path.append(str(PACK))
-
-from demo.base_model import BASE_NAME  # noqa: E402
-from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
-from demo.run import MERGE, OWN, PICTURE_SIDE, RATES, SAMPLE, TRAIN, Demo, say  # noqa: E402
-from demo.server import Server  # noqa: E402
-from demo.world.render import SIDE  # noqa: E402
-from demo.world.tasks import STYLE, SUBJECT  # noqa: E402
-from demo.world_model import checkpoint  # noqa: E402
-from dev import cache_root  # noqa: E402
+from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER
+from demo.run import MERGE, OWN, PICTURE_SIDE, RATES, SAMPLE, TRAIN, Demo, say
+from testbed.checkpoints import BASE_NAME
+from testbed.demo_base import checkpoint
+from testbed.paths import ROOT, cache_root
+from testbed.server import Server
+from testbed.world.render import SIDE
+from testbed.world.tasks import STYLE, SUBJECT
 
 #: nothing over the graph
 PLAIN = {
@@ -82,7 +78,7 @@ def opened(browser: Browser, server: Server) -> Page:
 def shoot(browser: Browser, server: Server, workflow: str, values: dict[str, dict[str, Any]], path: Path) -> None:
     """Open a workflow, set widgets by a node's title or type, run it to its end, and take a picture."""
     page = opened(browser, server)
-    page.evaluate(LOAD, json.loads((PACK / "workflows" / f"{workflow}.json").read_text("utf-8")))
+    page.evaluate(LOAD, json.loads((ROOT / "workflows" / f"{workflow}.json").read_text("utf-8")))
     page.evaluate(SET, values)
     say(f"run {workflow}")
     before = server.finished()
@@ -103,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser")
     parser.add_argument("--steps", type=int, default=220, help="training steps for each adapter")
-    parser.add_argument("--out", type=Path, default=PACK / "docs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
     sizes, rate = {"width": SIDE, "height": SIDE}, RATES["subject"]
     common = {

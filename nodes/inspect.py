@@ -6,7 +6,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..soda_core.host.apply import base_report
-from ..soda_core.host.inspection import metadata_text, picture
+from ..soda_core.report.inspection import metadata_text, picture
 from .common import CATEGORY, SodaAdapterType
 
 

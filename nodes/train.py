@@ -8,9 +8,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..soda_core.host.apply import apply_adapter
-from ..soda_core.host.charts import loss_curve, to_image_tensor
 from ..soda_core.host.training import RunOptions, TrainingData, train_in_graph
 from ..soda_core.kronecker import factor_presets
+from ..soda_core.report.charts import loss_curve, to_image_tensor
 from ..soda_core.targets import LAYER_PRESETS
 from ..soda_core.training.settings import TrainSettings
 from .common import CATEGORY, LossMapType, adapter_output, filename_prefix

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from demo.base_model import PRESETS, MMDiT, Shapes
 from soda_core.targets import select
+from testbed.checkpoints import PRESETS
+from testbed.checkpoints.diffusion import MMDiT
+from testbed.checkpoints.shapes import Shapes
 
 Shape = tuple[int, ...]
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from demo.pretrain.host import import_host
 from soda_core.spectral import Spectrum, decompose
 from soda_core.training.settings import TrainSettings
 from soda_core.training.trainable import TrainableAdapter
+from testbed.host import import_host
 
 Ways = dict[str, Callable[[], object]]
 
@@ -36,7 +36,7 @@ def layer_ways(
         known: decompositions of any weight of the shape, by kind; what is missing is computed.
     """
     import_host()
-    from soda_core.host.training import _AdaptedForward  # what a training run puts in a module's place
+    from soda_core.host.training.run import _AdaptedForward  # what a training run puts in a module's place
 
     modules = [_module(out, width) for _ in range(count)]
     x = torch.randn(1, tokens, width, requires_grad=True)

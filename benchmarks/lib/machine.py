@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from demo.files import replacing
-from demo.machine import core_count, processor
+from testbed.files import replacing
+from testbed.machine import core_count, processor
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "results"

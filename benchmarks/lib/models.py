@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.lib.methods import Method, lora_rank_4
-from benchmarks.lib.turns import OnStep
-from demo.base_model import PRESETS, build, write
-from demo.pretrain.host import import_host
-from dev import cache_root
+from benchmarks.lib.round_robin import OnStep
 from soda_core.adapter import SodaAdapter
 from soda_core.kronecker import FACTORS, factor_sizes
 from soda_core.layer import Probe, SodaLayer
 from soda_core.probe import SKETCH_SHAPE
 from soda_core.training.settings import TrainSettings
+from testbed.checkpoints import PRESETS, build, write
+from testbed.host import import_host
+from testbed.methods import Method, lora_rank_4
+from testbed.paths import cache_root
 
 #: our training loop, with a LoRA's layers and with ours
 RUNS = {
@@ -98,8 +98,8 @@ class OneRun:
         self.seconds = 0.0
 
     def go(self) -> None:
-        from benchmarks.lib.training import new_run
-        from soda_core.host.training import RunOptions, TrainingData, _host_state
+        from soda_core.host.training.run import RunOptions, TrainingData, _host_state
+        from testbed.training import new_run
 
         settings = TrainSettings(**{"steps": self.steps, "loss": "mse", **(self.method.settings or {})})
         data = TrainingData(latents=[self.latents], positive=[self.conditioning])
@@ -120,12 +120,12 @@ class OneRun:
 
 
 def our_run(patcher: Any, preset: str, side: int, method: Method) -> Callable[[OnStep], None]:
-    """:class:`OneRun` for :class:`.turns.Turns`."""
+    """:class:`OneRun` for :class:`.round_robin.RoundRobin`."""
     return lambda on_step: OneRun(patcher, preset, side, method, on_step=on_step).go()
 
 
 def core_run(patcher: Any, preset: str, side: int, **options: Any) -> Callable[[OnStep], None]:
-    """The host's own training node, for :class:`.turns.Turns`; its first step counts as getting ready."""
+    """The host's own training node, for :class:`.round_robin.RoundRobin`; its first step counts as getting ready."""
 
     def run(on_step: OnStep) -> None:
         from comfy_extras import nodes_train

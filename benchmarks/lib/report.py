@@ -220,7 +220,7 @@ def write(
             parts += [f"## Drift on prompts without the placeholder, after training a {kind}"]
             parts += [table([row for row in drift if row["after"] == kind], DRIFT_METRICS)]
         bars(drift, "changed", "Drift on prompts without the placeholder", folder / "quality-drift.png",
-             "share of what the judge sees that changed")  # fmt: skip
+             "share of what the classifier sees that changed")  # fmt: skip
     for kind in ("subject", "style"):
         if tuning := of(kind, "tuning"):
             parts += [f"## Learning rates, {kind}s", f"Mean score on {kind}s that are not reported; the best is taken."]
@@ -259,10 +259,10 @@ def _against_lora(rows: Iterable[Row], score: Callable[[Row], float]) -> Callabl
     def what(row: Row) -> tuple[Any, ...]:
         return row["budget"], row.get("subject"), row.get("style"), row["seed"]
 
-    rival = {what(row): score(row) for row in _lasting(rows) if _plain(row["method"]) == "LoRA"}
+    baseline = {what(row): score(row) for row in _lasting(rows) if _plain(row["method"]) == "LoRA"}
 
     def cell(group: list[Row]) -> dict[str, str]:
-        pairs = [(score(row), rival[what(row)]) for row in _lasting(group) if what(row) in rival]
+        pairs = [(score(row), baseline[what(row)]) for row in _lasting(group) if what(row) in baseline]
         said = ""
         if len(pairs) > 1 and _plain(group[0]["method"]) != "LoRA":
             mean, error = mean_and_error([ours - other for ours, other in pairs])

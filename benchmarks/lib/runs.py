@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a process of ``bench quality`` does: train, merge, sample and judge."""
+"""What a process of ``bench quality`` does: train, merge, sample and classifier."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.lib import evaluate
-from benchmarks.lib.bed import Bed
-from benchmarks.lib.methods import Method
-from demo.files import replacing
-from demo.world.tasks import Task
-from demo.world.vocabulary import CLASSES
 from soda_core.errors import ManifoldError, TrainingError
+from testbed import evaluate
+from testbed.bed import TestBed
+from testbed.files import replacing
+from testbed.methods import Method
+from testbed.world.tasks import Task
+from testbed.world.vocabulary import CLASSES
 
 Row = dict[str, Any]
 
@@ -48,11 +48,11 @@ class Plan:
 
 
 class Runs:
-    """The base model and its judge, loaded once; every method is one job, and returns rows of metrics."""
+    """The base model and its classifier, loaded once; every method is one job, and returns rows of metrics."""
 
     def __init__(self, plan: Plan, checkpoint: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.plan, self.bed = plan, Bed(checkpoint, fast=True)
+        self.plan, self.bed = plan, TestBed(checkpoint, fast=True)
         self._references: dict[tuple[str, str], Any] = {}
         self._unchanged: dict[int, Any] = {}
 
@@ -69,7 +69,7 @@ class Runs:
         Args:
             keep: where the changes of the weights, and our own methods' adapter, are left.
         """
-        from benchmarks.lib.training import train_method
+        from testbed.training import train_method
 
         data = self.bed.training_data(task, prior)
         try:
@@ -99,9 +99,9 @@ class Runs:
             deltas = self._merged(paths, how, strengths)
         except ManifoldError as error:  # rotated so far that there is no way between
             return [{"diverged": True, "why": str(error).splitlines()[0]}]
-        verdict, _ = self._judged(deltas, prompts, seed)
+        predictions, _ = self._classified(deltas, prompts, seed)
         references = self._reference(subject), self._reference(subject, style.name)
-        return [evaluate.merge_metrics(verdict, prompts, *references)]
+        return [evaluate.merge_metrics(predictions, prompts, *references)]
 
     def diverged(self) -> list[Row]:
         """A merge with a training that diverged."""
@@ -119,21 +119,21 @@ class Runs:
         pairs = list(zip(strengths, parts, strict=True))
         return {n: torch.stack([s * part[n].float() for s, part in pairs if n in part]).sum(0) for n in names}
 
-    def _judged(self, deltas: Mapping[str, Tensor] | None, prompts: Sequence[evaluate.Prompt], seed: int) -> Any:
-        return evaluate.judged(self.bed, deltas, prompts, seed, self.plan.sampling_steps)
+    def _classified(self, deltas: Mapping[str, Tensor] | None, prompts: Sequence[evaluate.Prompt], seed: int) -> Any:
+        return evaluate.classified(self.bed, deltas, prompts, seed, self.plan.sampling_steps)
 
     def _measure(self, task: Task, deltas: Mapping[str, Tensor] | None, seed: int) -> Row:
         if task.kind == "subject":
             prompts = evaluate.subject_prompts(task, self.plan.prompts)
-            return evaluate.subject_metrics(self._judged(deltas, prompts, seed)[0], prompts, self._reference(task))
+            return evaluate.subject_metrics(self._classified(deltas, prompts, seed)[0], prompts, self._reference(task))
         prompts = evaluate.style_prompts(task, self.plan.prompts)
-        return evaluate.style_metrics(self._judged(deltas, prompts, seed)[0], prompts)
+        return evaluate.style_metrics(self._classified(deltas, prompts, seed)[0], prompts)
 
     def _drift(self, deltas: Mapping[str, Tensor], seed: int) -> Row:
         prompts = evaluate.plain_prompts(len(CLASSES))
         if seed not in self._unchanged:
-            self._unchanged[seed] = self._judged(None, prompts, seed)
-        return evaluate.drift_metrics(*self._judged(deltas, prompts, seed), *self._unchanged[seed], prompts)
+            self._unchanged[seed] = self._classified(None, prompts, seed)
+        return evaluate.drift_metrics(*self._classified(deltas, prompts, seed), *self._unchanged[seed], prompts)
 
     def _reference(self, task: Task, style: str = "flat") -> Any:
         key = task.name, style

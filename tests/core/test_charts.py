@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from soda_core.host import charts
-from soda_core.host.charts import LayerRow, adapter_picture, loss_curve, smooth, to_image_tensor
+from soda_core.report import charts
+from soda_core.report.charts import LayerRow, adapter_picture, loss_curve, smooth, to_image_tensor
 
 
 def accent_rows(image) -> dict[int, float]:

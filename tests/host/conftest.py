@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from demo import base_model
+from testbed import checkpoints
 
 ROOT = Path(__file__).parents[2]
 ALIAS = "/host/custom_nodes/soda"  # the host names a pack's module by its path
@@ -56,7 +56,7 @@ def host(tmp_path_factory):
     def checkpoint(preset: str, dtype: str = "f16") -> Path:
         path = base / "models" / "checkpoints" / f"{preset}-{dtype}.safetensors"
         if not path.exists():
-            base_model.write(path, base_model.build(preset, clip="none", seed=3), dtype=dtype)
+            checkpoints.write(path, checkpoints.build(preset, clip="none", seed=3), dtype=dtype)
         return path
 
     def model(preset: str, stored: str = "f16", **options):
@@ -68,7 +68,7 @@ def host(tmp_path_factory):
 
     def model_and_clip(preset: str):
         path = base / "models" / "checkpoints" / f"{preset}-clip.safetensors"
-        base_model.write(path, base_model.build(preset, clip="sparse", seed=3))
+        checkpoints.write(path, checkpoints.build(preset, clip="sparse", seed=3))
         with torch.inference_mode():
             return comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False)[:2]
 
@@ -100,7 +100,7 @@ def family(request, host):
 
 def make_family(host, preset: str, **overrides):
     model = host.model(preset)
-    training, settings = host.core("host.training"), host.core("training.settings")
+    training, settings = host.core("host.training.run"), host.core("training.settings")
     # A linear of every kind and, for the UNets, convolutions too would be slow; attention is what users train.
     chosen = settings.TrainSettings(
         **{"steps": 3, "rotation_lr": 0.02, "shift_lr": 0.02, "loss": "mse", "seed": 5} | overrides

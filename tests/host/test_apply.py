@@ -80,7 +80,7 @@ def test_partial_load_gives_the_same_picture(host, family, strength) -> None:
 
 
 def test_trained_forward_equals_applied_equals_reloaded(host, family) -> None:
-    training, apply = host.core("host.training"), host.core("host.apply")
+    training, apply = host.core("host.training.run"), host.core("host.apply")
     folders = host.core("host.folders")
     options = training.RunOptions(filename_prefix="t/forward")
     with torch.inference_mode(), training._host_state(family.model):
@@ -94,7 +94,7 @@ def test_trained_forward_equals_applied_equals_reloaded(host, family) -> None:
                 trained = run._forward(example.latent, sigma, [example.conds])
                 with run._base_model():
                     untouched = run._forward(example.latent, sigma, [example.conds])
-                conds = host.core("host.dataset").batch_conds([example.conds], run.device)
+                conds = host.core("host.training.dataset").batch_conds([example.conds], run.device)
         finally:
             run.close()
 

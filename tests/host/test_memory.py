@@ -16,7 +16,7 @@ pytestmark = pytest.mark.host
 @pytest.fixture
 def run(host):
     """``run(model, preset, ...)``: a run that is ready for its first step; ``prior`` are sizes of class pictures."""
-    training, config = host.core("host.training"), host.core("training.settings")
+    training, config = host.core("host.training.run"), host.core("training.settings")
     runs = []
 
     def prepared(model, preset: str, checkpointing: bool = False, prior: tuple[int, ...] = (), dtype: str = "fp32",
@@ -42,7 +42,7 @@ def run(host):
 def real_peak(host, run) -> int:
     """Of a step with real tensors."""
     trainable = run.trainable
-    with host.core("host.memory")._Living() as living:
+    with host.core("training.memory")._Living() as living:
         trainable.begin_step()
         losses = run._batch_loss(torch.Generator().manual_seed(0))
         torch.autograd.grad(losses.objective, list(trainable.parameters()))
@@ -83,7 +83,7 @@ def test_checkpointing_is_seen(host, run) -> None:
 
 
 def test_too_little_memory_is_said_before_the_first_step(host, run, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(host.core("host.training")._Run, "memory", lambda _: {"a step": 2**60})
+    monkeypatch.setattr(host.core("host.training.run")._Run, "memory", lambda _: {"a step": 2**60})
     with caplog.at_level(logging.WARNING):
         run(host.model("sd15-min"), "sd15-min")
     (warning,) = [r.message for r in caplog.records if r.message.startswith("SODA")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What users see: a short training on the demo's base model, looked at by the demo's judge.
+"""What users see: a short training on the demo's base model, looked at by the demo's classifier.
 
 The same training ends elsewhere on another processor, or at another memory alignment: rounding grows over the steps. A
 margin is half, or less, of the smallest that was seen.
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.lib import evaluate
-from benchmarks.lib.bed import Bed
-from benchmarks.lib.methods import Method
 from demo.run import MERGE, OWN, RATES, TRAIN
-from demo.world.tasks import STYLE, SUBJECT
-from demo.world_model import checkpoint
 from soda_core.merge import merge
+from testbed import evaluate
+from testbed.bed import TestBed
+from testbed.demo_base import checkpoint
+from testbed.methods import Method
+from testbed.world.tasks import STYLE, SUBJECT
 
 SODA = Method("SODA-SVD", "large", {"decomposition": "svd"})
 COUNT, STEPS = 6, 80
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture(scope="module")
 def bed(host, tmp_path_factory):
-    return Bed(checkpoint(tmp_path_factory.mktemp("base")))
+    return TestBed(checkpoint(tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture(scope="module")
 def trained(bed):
-    from benchmarks.lib.training import train_method  # imports the host
+    from testbed.training import train_method  # imports the host
 
     def train(task):
         settings = {**TRAIN, **OWN[task.kind], "steps": STEPS, "seed": 0}
@@ -40,25 +40,25 @@ def trained(bed):
 
 
 def asked(bed, deltas, prompts):
-    return evaluate.judged(bed, deltas, prompts, seed=5)[0]
+    return evaluate.classified(bed, deltas, prompts, seed=5)[0]
 
 
-def says_style(verdict) -> float:
-    """How sure the judge is of the style, in nats."""
-    return float(verdict.style_log_probability([STYLE.name] * COUNT).mean())
+def says_style(predictions) -> float:
+    """How sure the classifier is of the style, in nats."""
+    return float(predictions.style_log_probability([STYLE.name] * COUNT).mean())
 
 
-def says_subject(verdict) -> float:
-    return float(verdict.glyph_log_probability([SUBJECT.name] * COUNT).mean())
+def says_subject(predictions) -> float:
+    return float(predictions.glyph_log_probability([SUBJECT.name] * COUNT).mean())
 
 
 def test_the_base_paints_what_it_is_asked_for(bed) -> None:
     prompts = evaluate.plain_prompts(24)
-    verdict, _ = evaluate.judged(bed, None, prompts, seed=5)
+    predictions, _ = evaluate.classified(bed, None, prompts, seed=5)
     for said, wanted in (
-        (verdict.kinds(), [p.kind for p in prompts]),
-        (verdict.styles(), [p.style for p in prompts]),
-        (verdict.backgrounds(), [p.background for p in prompts]),
+        (predictions.kinds(), [p.kind for p in prompts]),
+        (predictions.styles(), [p.style for p in prompts]),
+        (predictions.backgrounds(), [p.background for p in prompts]),
     ):
         assert evaluate.accuracy(said, wanted) > 0.6, list(zip(said, wanted, strict=True))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from demo import text_encoder
+from testbed import text_encoder
 
 TEXTS = ("", "a fox on a blue background, pixel art", "a sks dog on a red background, in zqx style", "a " * 200)
 

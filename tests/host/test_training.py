@@ -24,7 +24,7 @@ def model(host):
 
 
 def train(host, model, data=None, options=None, preset=PRESET, **settings):
-    training, config = host.core("host.training"), host.core("training.settings")
+    training, config = host.core("host.training.run"), host.core("training.settings")
     values = {"steps": 3, "rotation_lr": 1e-3, "shift_lr": 1e-3, "loss": "mse", "seed": 1} | settings
     with torch.inference_mode():
         data = data or training.TrainingData([latents(model)], [conditioning(preset)])
@@ -80,7 +80,7 @@ def test_every_loss_trains_and_leaves_no_trace(host, model, loss) -> None:
 def test_cancel_and_errors_leave_no_trace_and_keep_the_work(host, model, monkeypatch, where) -> None:
     import comfy.model_management as mm
 
-    training = host.core("host.training")
+    training = host.core("host.training.run")
     options = training.RunOptions(filename_prefix=f"t/{where}", preview_every=2 if where == "preview" else 0)
     calls = 0
     original = training._Run._forward
@@ -119,7 +119,7 @@ def test_cancel_and_errors_leave_no_trace_and_keep_the_work(host, model, monkeyp
 @pytest.mark.parametrize("decomposition", ["svd", "qr"])
 def test_bfloat16_learns_the_same_and_its_files_pass_the_base_check(host, model, decomposition) -> None:
     def trained(dtype):
-        options = host.core("host.training").RunOptions(filename_prefix="t/run", dtype=dtype)
+        options = host.core("host.training.run").RunOptions(filename_prefix="t/run", dtype=dtype)
         return train(host, model, options=options, decomposition=decomposition, steps=2)
 
     exact, half = trained("fp32"), trained("bf16")
@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_does_not(host, model) 
 
 
 def test_neither_previews_nor_saves_change_the_result(host, model) -> None:
-    training = host.core("host.training")
+    training = host.core("host.training.run")
     busy = training.RunOptions(filename_prefix="t/busy", save_every=1, preview_every=1, preview_steps=1)
     plain, previewed = train(host, model), train(host, model, options=busy)
     assert plain.losses == previewed.losses
@@ -167,7 +167,7 @@ def test_neither_previews_nor_saves_change_the_result(host, model) -> None:
 
 @pytest.mark.parametrize("preset", ["sd15-min", "sdxl-koala-min", "sd3-d2"])
 def test_checkpointing_gives_the_same_gradients(host, preset) -> None:
-    model, training = host.model(preset), host.core("host.training")
+    model, training = host.model(preset), host.core("host.training.run")
     data = training.TrainingData([latents(model)], [conditioning(preset)])
     runs = [
         train(host, model, data, training.RunOptions(filename_prefix="t/ck", gradient_checkpointing=on), steps=2)
@@ -175,12 +175,12 @@ def test_checkpointing_gives_the_same_gradients(host, preset) -> None:
     ]
     for a, b in zip(*(r.adapter.layers.values() for r in runs), strict=True):
         torch.testing.assert_close(a.shift, b.shift, atol=1e-6, rtol=1e-4)
-    shadow = host.core("host.shadow")
+    shadow = host.core("host.training.training_copy")
     assert len(shadow.checkpointed_blocks(model.model)) >= 2
 
 
 def test_pictures_of_several_sizes_and_captions_one_each(host, model) -> None:
-    training = host.core("host.training")
+    training = host.core("host.training.run")
     pictures = [latents(model, 1, 8), latents(model, 2, 12, 1), latents(model, 1, 8, 2)]
     captions = [conditioning(PRESET, i) for i in range(4)]
     data = training.TrainingData(pictures, captions, captions, [latents(model, 1)], [conditioning(PRESET)])
@@ -192,7 +192,7 @@ def test_pictures_of_several_sizes_and_captions_one_each(host, model) -> None:
 @pytest.mark.parametrize("preset", ["sd15-min", "sdxl-koala-min", "sd3-d2"])
 def test_latents_are_scaled_as_the_model_wants(host, preset) -> None:
     """The objective sees ``process_in`` of the raw latents in every mode."""
-    model, training = host.model(preset), host.core("host.training")
+    model, training = host.model(preset), host.core("host.training.run")
     raw = [latents(model, 1, 8), latents(model, 1, 12)]
     with torch.inference_mode(), training._host_state(model):
         run = training._Run(
@@ -213,7 +213,7 @@ def test_latents_are_scaled_as_the_model_wants(host, preset) -> None:
 @pytest.mark.parametrize("preset", ["sd15-min", "sd3-d2"])
 def test_the_output_error_is_that_of_the_models_own_parametrisation(host, preset) -> None:
     """ε for SD 1.5, velocity (noise - x0) for SD 3: a perfect prediction has error 0, and units match."""
-    objective = host.core("host.objective")
+    objective = host.core("host.training.objective")
     sampling = host.model(preset).model.model_sampling
     clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     sigma = objective.draw_sigmas(sampling, 3, torch.Generator().manual_seed(0), torch.device("cpu"))
@@ -231,7 +231,7 @@ def test_the_output_error_is_that_of_the_models_own_parametrisation(host, preset
 @pytest.mark.parametrize("loss", ["mse", "min-snr", "dco"])
 def test_class_pictures_pull_as_much_as_the_training_pictures(host, model, loss) -> None:
     """At the first step, when both are the same pictures: twice the gradient, whatever the loss."""
-    training, config = host.core("host.training"), host.core("training.settings")
+    training, config = host.core("host.training.run"), host.core("training.settings")
     given = [latents(model)], [conditioning(PRESET)]
     data = training.TrainingData(*given, class_latents=given[0], class_positive=given[1])
     with torch.inference_mode(), training._host_state(model):
@@ -303,7 +303,7 @@ def test_fast_fp8_computes_the_base_as_the_adapted_model(host) -> None:
     """There the host takes other products when no gradient is asked for, which dco would see as a difference."""
     import comfy.ops
 
-    training, config = host.core("host.training"), host.core("training.settings")
+    training, config = host.core("host.training.run"), host.core("training.settings")
     model = host.model(PRESET, "f8", dtype=torch.float8_e4m3fn, custom_operations=comfy.ops.fp8_ops)
     data = training.TrainingData([latents(model)], [conditioning(PRESET)])
     with torch.inference_mode(), training._host_state(model):
@@ -320,7 +320,7 @@ def test_fast_fp8_computes_the_base_as_the_adapted_model(host) -> None:
 
 
 def test_layers_that_no_gradient_reaches_are_said(host, model, monkeypatch, caplog) -> None:
-    training, errors = host.core("host.training"), host.core("errors")
+    training, errors = host.core("host.training.run"), host.core("errors")
     plain = training._AdaptedForward.__call__
 
     def only(names):
@@ -343,7 +343,7 @@ def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
     """One prediction by the model in training, and one by the loaded adapter."""
     import comfy.model_management
 
-    training, config = host.core("host.training"), host.core("training.settings")
+    training, config = host.core("host.training.run"), host.core("training.settings")
     settings = config.TrainSettings(steps=4, rotation_lr=0.05, shift_lr=0.05, loss="mse")
     data = training.TrainingData([latents(model)], [conditioning(PRESET)])
     sigma = torch.tensor([0.7])
@@ -353,7 +353,7 @@ def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
             adapter = run.run().adapter
             run.trainable.begin_step()
             example = run.pictures.groups[0][0]
-            conds = host.core("host.dataset").batch_conds([example.conds], run.device)
+            conds = host.core("host.training.dataset").batch_conds([example.conds], run.device)
             with torch.no_grad():
                 trained = run._forward(example.latent, sigma, [example.conds])
         finally:
@@ -365,7 +365,7 @@ def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_no_second_copy_of_the_model(host, model) -> None:
-    shadow = host.core("host.shadow").shadow_patcher(model)
+    shadow = host.core("host.training.training_copy").shadow_patcher(model)
     own = dict(model.model.named_parameters())
     for name, parameter in shadow.model.named_parameters():
         original = model.backup[name].weight if name in model.backup else own[name]  # the model may be patched now
@@ -401,7 +401,7 @@ def test_a_quantised_weight_is_not_copied_either(host) -> None:
     with torch.inference_mode():
         given = QuantizedTensor.from_float(torch.randn(32, 48), "TensorCoreFP8Layout")
         seen = given.dequantize()
-    twin = host.core("host.shadow").ordinary(torch.nn.Parameter(given, requires_grad=False))
+    twin = host.core("host.training.training_copy").ordinary(torch.nn.Parameter(given, requires_grad=False))
     assert twin._qdata.data_ptr() == given._qdata.data_ptr()
     assert not twin.is_inference() and not twin._qdata.is_inference() and not twin._params.scale.is_inference()
     assert torch.equal(twin.dequantize(), seen)
@@ -416,7 +416,7 @@ class TestRefusals:
         assert set(host.core("host.folders").adapter_names()) == before, "nothing half-written"
 
     def data(self, host, *args, **kwargs):
-        return host.core("host.training").TrainingData(*args, **kwargs)
+        return host.core("host.training.run").TrainingData(*args, **kwargs)
 
     def test_no_pictures(self, host, model) -> None:
         empty = {"samples": torch.zeros(0, 4, 8, 8)}
@@ -444,7 +444,7 @@ class TestRefusals:
         self.refuse(host, model, "class_latents and class_positive", data)
 
     def test_a_name_that_cannot_be_written(self, host, model) -> None:
-        training = host.core("host.training")
+        training = host.core("host.training.run")
         options = training.RunOptions(filename_prefix="x" * 245)
         self.refuse(host, model, "cannot write.*another name", options=options)
 
@@ -463,7 +463,7 @@ class TestRefusals:
         self.refuse(host, model, "steps must be 1 or more", steps=steps)
 
     def test_a_diverging_run_keeps_its_last_good_state(self, host, model) -> None:
-        errors, training = host.core("errors"), host.core("host.training")
+        errors, training = host.core("errors"), host.core("host.training.run")
         options = training.RunOptions(filename_prefix="t/wild")
         with pytest.raises(errors.TrainingError, match="diverged at step.*learning rates.*saved as") as raised:
             train(host, model, options=options, steps=200, shift_lr=1e4, gradient_clip=0.0)
@@ -525,7 +525,7 @@ def test_settings_are_saved_whole(host, model) -> None:
 def test_a_convolution_gives_the_same_on_every_side(host, decomposition, train, kernel) -> None:
     import comfy.ops
 
-    training, trainables = host.core("host.training"), host.core("training.trainable")
+    training, trainables = host.core("host.training.run"), host.core("training.trainable")
     module = comfy.ops.manual_cast.Conv2d(12, 10, kernel, padding=kernel // 2)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)

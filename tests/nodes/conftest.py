@@ -4,18 +4,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from demo.base_model import BASE_NAME, build, write  # noqa: E402
-from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER  # noqa: E402
-from demo.server import Server  # noqa: E402
-from demo.world.tasks import STYLE, SUBJECT  # noqa: E402
+from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER
+from testbed.checkpoints import BASE_NAME, build, write
+from testbed.server import Server
+from testbed.world.tasks import STYLE, SUBJECT
 
 
 @pytest.fixture(scope="session")

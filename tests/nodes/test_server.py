@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from demo.base_model import build, write
-from demo.server import PromptError, PromptInterrupted
+from testbed.checkpoints import build, write
+from testbed.server import PromptError, PromptInterrupted
 
 from .conftest import STRENGTHS, Graph, base, sampling, training_graph
 

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Names and shapes of the parameters of diffusion models: UNets in the ldm layout, and the sd3 transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from testbed.checkpoints.shapes import Shapes
+
+
+@dataclass(frozen=True)
+class UNet:
+    """A UNet in the ldm layout (sd15, sdxl).
+
+    Depths count transformer blocks: one number per residual block on the way in, and on the way out in the order in
+    which the host detects them, that is taken from the end. ``depth_middle``: -1 = a residual block without
+    transformer, -2 = no middle block.
+    """
+
+    context: int
+    widths: Sequence[int]
+    blocks: Sequence[int]
+    depth_in: Sequence[int]
+    depth_middle: int
+    depth_out: Sequence[int]
+    vector: int | None = None  #: width of the pooled vector; sdxl, which also has linear projections
+    base: int = 320
+    latent: int = 4
+
+    def shapes(self) -> Shapes:
+        s = Shapes()
+        time_width = 4 * self.base
+        s.linear("time_embed.0", time_width, self.base)
+        s.linear("time_embed.2", time_width, time_width)
+        if self.vector:
+            s.linear("label_emb.0.0", time_width, self.vector)
+            s.linear("label_emb.0.2", time_width, time_width)
+        width, skips = self._way_in(s)
+        if self.depth_middle >= -1:
+            self._residual(s, "middle_block.0", width, width)
+        if self.depth_middle >= 0:
+            self._transformer(s, "middle_block.1", width, self.depth_middle)
+            self._residual(s, "middle_block.2", width, width)
+        width = self._way_out(s, width, skips)
+        s.norm("out.0", width)
+        s.conv("out.2", self.latent, self.base)
+        return s
+
+    def _way_in(self, s: Shapes) -> tuple[int, list[int]]:
+        s.conv("input_blocks.0.0", self.base, self.latent)
+        width, skips, depths = self.base, [self.base], list(self.depth_in)
+        for level, factor in enumerate(self.widths):
+            for _ in range(self.blocks[level]):
+                name = f"input_blocks.{len(skips)}"
+                self._residual(s, f"{name}.0", width, factor * self.base)
+                width = factor * self.base
+                if depth := depths.pop(0):
+                    self._transformer(s, f"{name}.1", width, depth)
+                skips.append(width)
+            if level < len(self.widths) - 1:
+                s.conv(f"input_blocks.{len(skips)}.0.op", width, width)
+                skips.append(width)
+        return width, skips
+
+    def _way_out(self, s: Shapes, width: int, skips: list[int]) -> int:
+        depths, number = list(self.depth_out), 0
+        for level in reversed(range(len(self.widths))):
+            for i in range(self.blocks[level] + 1):
+                name, part = f"output_blocks.{number}", 1
+                self._residual(s, f"{name}.0", width + skips.pop(), self.widths[level] * self.base)
+                width = self.widths[level] * self.base
+                if depth := depths.pop():
+                    self._transformer(s, f"{name}.1", width, depth)
+                    part = 2
+                if level and i == self.blocks[level]:
+                    s.conv(f"{name}.{part}.conv", width, width)
+                number += 1
+        return width
+
+    def _residual(self, s: Shapes, name: str, width: int, out: int) -> None:
+        s.norm(f"{name}.in_layers.0", width)
+        s.conv(f"{name}.in_layers.2", out, width)
+        s.linear(f"{name}.emb_layers.1", out, 4 * self.base)
+        s.norm(f"{name}.out_layers.0", out)
+        s.conv(f"{name}.out_layers.3", out, out)
+        if width != out:
+            s.conv(f"{name}.skip_connection", out, width, kernel=1)
+
+    def _transformer(self, s: Shapes, name: str, width: int, depth: int) -> None:
+        def projection(key: str) -> None:
+            if self.vector:
+                s.linear(key, width, width)
+            else:
+                s.conv(key, width, width, kernel=1)
+
+        s.norm(f"{name}.norm", width)
+        projection(f"{name}.proj_in")
+        for i in range(depth):
+            block = f"{name}.transformer_blocks.{i}"
+            for attention, context in (("attn1", width), ("attn2", self.context)):
+                s.linear(f"{block}.{attention}.to_q", width, width, bias=False)
+                s.linear(f"{block}.{attention}.to_k", width, context, bias=False)
+                s.linear(f"{block}.{attention}.to_v", width, context, bias=False)
+                s.linear(f"{block}.{attention}.to_out.0", width, width)
+            s.linear(f"{block}.ff.net.0.proj", 8 * width, width)
+            s.linear(f"{block}.ff.net.2", width, 4 * width)
+            for norm in ("norm1", "norm2", "norm3"):
+                s.norm(f"{block}.{norm}", width)
+        projection(f"{name}.proj_out")
+
+
+@dataclass(frozen=True)
+class MMDiT:
+    """The sd3 transformer: ``depth`` joint blocks of width ``64 * depth``, with fused qkv."""
+
+    depth: int
+    vector: bool = True  #: takes the pooled text vector
+    query_key_norm: bool = False  #: as sd3.5
+    context: int = 4096
+    latent: int = 16
+
+    def shapes(self) -> Shapes:
+        s, width = Shapes(), 64 * self.depth
+        s.conv("x_embedder.proj", width, self.latent, kernel=2)
+        s.linear("t_embedder.mlp.0", width, 256)
+        s.linear("t_embedder.mlp.2", width, width)
+        if self.vector:
+            s.linear("y_embedder.mlp.0", width, 2048)
+            s.linear("y_embedder.mlp.2", width, width)
+        s.linear("context_embedder", width, self.context)
+        for i in range(self.depth):
+            for side in ("context_block", "x_block"):
+                name = f"joint_blocks.{i}.{side}"
+                keys_only = side == "context_block" and i == self.depth - 1
+                s.linear(f"{name}.attn.qkv", 3 * width, width)
+                if self.query_key_norm:
+                    s[f"{name}.attn.ln_q.weight"] = s[f"{name}.attn.ln_k.weight"] = (64,)
+                if not keys_only:
+                    s.linear(f"{name}.attn.proj", width, width)
+                    s.linear(f"{name}.mlp.fc1", 4 * width, width)
+                    s.linear(f"{name}.mlp.fc2", width, 4 * width)
+                s.linear(f"{name}.adaLN_modulation.1", (2 if keys_only else 6) * width, width)
+        s.linear("final_layer.linear", 4 * self.latent, width)
+        s.linear("final_layer.adaLN_modulation.1", 2 * width, width)
+        return s

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The weights the project ships, in 8 bits: the demo's autoencoder, UNet and classifier.
+
+A matrix or kernel is stored as int8 with a float16 scale for every output (``name`` and ``name:scale``), everything
+else as float16. Expanding is exact arithmetic, so the weights are the same on every machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from testbed.files import replacing
+from testbed.paths import MODEL
+
+FOLDER = MODEL
+AUTOENCODER, UNET, CLASSIFIER = (FOLDER / f"{name}.safetensors" for name in ("autoencoder", "unet", "classifier"))
+
+_SCALE = ":scale"
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The weights of a file, expanded to float32."""
+    tensors = load_file(path)
+    return {
+        name: value.float() * _column(tensors[name + _SCALE].float(), value)
+        if value.dtype == torch.int8
+        else value.float()
+        for name, value in tensors.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Store weights in 8 bits."""
+    packed: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if value.ndim < 2:
+            packed[name] = value.half().contiguous()
+            continue
+        largest = value.flatten(1).abs().amax(1).clamp(min=1e-6)
+        scale = (largest / 127).half()
+        # a scale rounded down would push the largest value past 127
+        steps = (value.float() / _column(scale.float(), value)).round().clamp(-127, 127)
+        packed[name], packed[name + _SCALE] = steps.to(torch.int8).contiguous(), scale
+    with replacing(path) as unfinished:
+        save_file(packed, unfinished)
+
+
+def _column(scale: Tensor, of: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (of.ndim - 1))
