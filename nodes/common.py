@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Inputs and socket types that several nodes share."""
+"""What several nodes share: socket types, inputs, and the graph as metadata of what they write."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+from comfy.cli_args import args
 from comfy_api.latest import io
+
+from ..soda_core.training.setting import settings_of
 
 CATEGORY = "SODA"
 
@@ -22,6 +28,29 @@ def filename_prefix(default: str) -> io.Input:
         tooltip="Name of the file in the soda model folder, counted up: 'subject' gives subject_00001_.safetensors. "
         "A sub-folder may stand in front (people/anna); '..' and absolute paths are refused.",
     )
+
+
+#: By the type of the default; a setting with choices is a combo.
+_WIDGETS: dict[type, Any] = {str: io.String, bool: io.Boolean, int: io.Int, float: io.Float}
+
+
+def widget(record: type, name: str, id: str | None = None, **host: Any) -> io.Input:
+    """The input for a field of a record of settings.
+
+    Args:
+        host: what only the host's widget knows.
+    """
+    default, setting = getattr(record, name), settings_of(record)[name]
+    kind = io.Combo if setting.choices else _WIDGETS[type(default)]
+    limits = {
+        "options": list(setting.choices) or None,
+        "min": setting.minimum,
+        "max": setting.maximum,
+        "step": setting.step,
+        "advanced": setting.advanced or None,
+    }
+    given = {key: value for key, value in limits.items() if value is not None}
+    return kind.Input(id or name, default=default, tooltip=setting.help, **given, **host)
 
 
 def strength(name: str, tooltip: str) -> io.Input:
@@ -58,3 +87,14 @@ def strength_inputs() -> list[io.Input]:
             "Adapters with a rotation only never stop; the log says when the base is another.",
         ),
     ]
+
+
+def graph_metadata(hidden: Any) -> dict[str, str]:
+    """``workflow`` and ``prompt`` as JSON text: dropping the file on the canvas brings its graph back.
+
+    Nothing where the user started the host with --disable-metadata."""
+    if args.disable_metadata:
+        return {}
+    workflow = (hidden.extra_pnginfo or {}).get("workflow")
+    entries = {"workflow": workflow, "prompt": hidden.prompt}
+    return {key: json.dumps(value) for key, value in entries.items() if value}

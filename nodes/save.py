@@ -8,8 +8,7 @@ import dataclasses
 from comfy_api.latest import io, ui
 
 from ..soda_core.host import folders
-from .common import CATEGORY, SodaAdapterType, filename_prefix
-from .graph import graph_metadata
+from .common import CATEGORY, SodaAdapterType, filename_prefix, graph_metadata
 
 
 class SodaSaveAdapter(io.ComfyNode):

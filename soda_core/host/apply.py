@@ -24,7 +24,8 @@ from ..layer import AdaptedLayer, BaseCheck, StrengthMode
 from ..merge import WeightLookup
 from ..spectral import Decomposition, Spectrum
 from . import base
-from .spectra import Steps, fingerprint, spectra_of
+from .progress import ProgressBar
+from .spectra import fingerprint, spectra_of
 
 #: Dtypes a delta is kept in as the base weight is; anything smaller (fp8) gets bfloat16.
 _DELTA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -56,9 +57,9 @@ def apply_adapter(
         _nothing_matches(adapter, model)
     checks: dict[str, BaseCheck] = {}
     results = []
-    steps = Steps(matched)
+    progress = ProgressBar(matched)
     for owner, patcher, layers, strength in targets:
-        patches = _patches(patcher, layers, strength, mode, checks, steps)
+        patches = _patches(patcher, layers, strength, mode, checks, progress)
         results.append((owner.clone(), patches, strength if mode == "linear" else 1.0))
     report = BaseReport(checks)
     report.enforce(adapter, ignore_base_check)
@@ -111,7 +112,7 @@ def _patches(
     strength: float,
     mode: StrengthMode,
     checks: dict[str, BaseCheck],
-    steps: Steps,
+    progress: ProgressBar,
 ) -> dict[str, tuple[str, tuple[torch.Tensor]]]:
     """The host's ``diff`` patches by state-dict key; fills in ``checks``.
 
@@ -121,7 +122,7 @@ def _patches(
     patches: dict[str, tuple[str, tuple[torch.Tensor]]] = {}
     device = base.compute_device(patcher)
     for name, layer in layers.items():
-        steps.tick()
+        progress.advance()
         if strength == 0.0:
             continue
         key = base.weight_key(name)
@@ -160,11 +161,11 @@ def _delta(
 
 def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:
     """The pristine weight and decompositions of a layer that all adapters have, with a progress bar over them."""
-    steps = Steps(len(set.intersection(*(set(adapter.layers) for adapter in adapters))))
+    progress = ProgressBar(len(set.intersection(*(set(adapter.layers) for adapter in adapters))))
     device, keys = base.compute_device(model), set(model.model_state_dict())
 
     def look_up(name: str) -> tuple[torch.Tensor, dict[Decomposition, Spectrum]] | None:
-        steps.tick()
+        progress.advance()
         key = base.weight_key(name)
         if key not in keys:
             return None

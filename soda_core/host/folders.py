@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 from PIL import Image
-from server import PromptServer
 
 from .. import fileformat
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
+from .server import announce_saved
 
 FOLDER = "soda"
 EXTENSION = ".safetensors"
@@ -76,7 +76,7 @@ def save_adapter(adapter: SodaAdapter, prefix: str, anywhere: bool = False) -> s
     listed = os.path.join(subfolder, file_name)
     folder_paths.filename_list_cache.pop(FOLDER, None)  # a new file must be in the list at once
     logging.info("SODA: saved %s", listed)
-    announce(listed)
+    announce_saved(listed)
     return listed
 
 
@@ -96,13 +96,6 @@ def _next_file(prefix: str, root: str) -> tuple[str, str, str]:
             f"cannot create the folder for {prefix!r}: {error.strerror or error}; make the soda model folder writable"
         ) from error
     return folder, f"{name}_{counter:05}_{EXTENSION}", subfolder
-
-
-def announce(name: str) -> None:
-    """Tell open front ends that there is a new adapter; ``web/refresh.js`` listens."""
-    instance = getattr(PromptServer, "instance", None)  # none when the host's modules are used without its server
-    if instance is not None:
-        instance.send_sync("soda.saved", {"name": name})
 
 
 def save_preview(picture: Image.Image, prefix: str, step: int) -> None:

@@ -17,8 +17,6 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
-import comfy.model_management
-import comfy.utils
 import folder_paths
 import safetensors
 import safetensors.torch
@@ -164,17 +162,6 @@ def store() -> SpectrumStore:
             _limit("SODA_CACHE_DISK_GB", 8),
         )
     return _store
-
-
-class Steps:
-    """A node's progress bar that also takes a cancel, one tick per layer."""
-
-    def __init__(self, total: int) -> None:
-        self._bar = comfy.utils.ProgressBar(total)
-
-    def tick(self) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self._bar.update(1)
 
 
 def spectra_of(

@@ -4,18 +4,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from .. import kronecker
 from ..errors import SettingsError
-from ..kronecker import FACTORS, factor_presets
 from ..spectral import Decomposition
 from ..stiefel import Retraction
 from ..targets import LAYER_PRESETS
+from .setting import Setting, check_settings, setting
 
 Train = Literal["rotation + shift", "rotation only", "shift only"]
-Loss = Literal["mse", "min-snr", "dco"]
+Loss = Literal["dco", "mse", "min-snr"]
 Schedule = Literal["constant", "cosine"]
+
+
+def _learning_rate(of: str) -> dict[str, Setting]:
+    return setting(
+        f"Learning rate of the {of}, per step. 5e-5 is the authors' value for 1000 steps on SDXL; fewer steps need a "
+        "higher one. Nothing learnt: times three, again and again. Broken pictures: a third. 0 freezes this part.",
+        minimum=0.0,
+        maximum=1.0,
+        step=1e-6,
+    )
 
 
 @dataclass(frozen=True)
@@ -23,52 +35,197 @@ class TrainSettings:
     """Everything that decides the result of a run, given data and base model.
 
     Learning rates are per optimiser step; the authors' defaults (SDXL, 1000 steps, batch 1) are kept.
+
+    Args:
+        factor_sizes: of the rotations' Kronecker factors by number of inputs, before what ``factor_preset`` says.
     """
 
-    steps: int = 1000
-    batch_size: int = 1
-    accumulation: int = 1
-    rotation_lr: float = 5e-5
-    shift_lr: float = 5e-5
-    decomposition: Decomposition = "svd"
-    train: Train = "rotation + shift"
-    shift_knots: int = 16  #: of the curve over the singular values that a shift is (svd); 0: each its own, the paper's
-    factor_preset: str = "auto"
-    factor_count: int = FACTORS
-    layers: str = "attention"
-    layer_pattern: str = ""
-    loss: Loss = "dco"
-    min_snr_gamma: float = 5.0
-    dco_beta: float = 1000.0
-    prior_weight: float = 1.0
-    warmup_steps: int = 0
-    schedule: Schedule = "constant"
-    gradient_clip: float = 1.0
-    retraction: Retraction = "euler"
-    seed: int = 0
+    steps: int = field(
+        default=1000,
+        metadata=setting(
+            "Optimiser steps. 1000 is the authors' value for a handful of pictures.",
+            minimum=1,
+            maximum=1_000_000,
+        ),
+    )
+    batch_size: int = field(
+        default=1,
+        metadata=setting(
+            "Pictures per forward pass. 1 (the authors' value) needs the least memory.",
+            minimum=1,
+            maximum=1024,
+        ),
+    )
+    accumulation: int = field(
+        default=1,
+        metadata=setting(
+            "Batches per optimiser step. Above 1 acts like a larger batch without its memory.",
+            minimum=1,
+            maximum=1024,
+            advanced=True,
+        ),
+    )
+    rotation_lr: float = field(default=5e-5, metadata=_learning_rate("rotations (radians per step, about)"))
+    shift_lr: float = field(default=5e-5, metadata=_learning_rate("spectral shifts (in units of the singular values)"))
+    decomposition: Decomposition = field(
+        default="svd",
+        metadata=setting(
+            "What the shift acts on. svd: singular values (default, the paper's main method). qr: the diagonal of the "
+            "triangular factor, two to four times as fast to load.",
+            choices=get_args(Decomposition),
+        ),
+    )
+    train: Train = field(
+        default="rotation + shift",
+        metadata=setting(
+            "Which parts to train. Both is SODA (default); 'shift only' is SVDiff.",
+            choices=get_args(Train),
+        ),
+    )
+    shift_knots: int = field(
+        default=16,
+        metadata=setting(
+            "For svd: the shift is a smooth curve over the singular values with so many knots. 16 (default) also fits "
+            "bf16 and fp8 copies of the base model; 0 gives every singular value a shift of its own, as in the paper, "
+            "which is partly lost on such copies. qr needs no curve.",
+            minimum=0,
+            maximum=64,
+            advanced=True,
+        ),
+    )
+    factor_preset: str = field(
+        default="auto",
+        metadata=setting(
+            "Sizes of the Kronecker factors. auto = balanced, for any width (default); large = one of up to 96 rows "
+            "and one for the rest, for what auto cannot learn: ten times the parameters in narrow layers (SD 1.5), "
+            "hardly more in wide ones, in about the same time; svdiff-size and oft-size are the authors' sets for "
+            "SDXL's widths.",
+            choices=kronecker.factor_presets(),
+            advanced=True,
+        ),
+    )
+    factor_count: int = field(
+        default=kronecker.FACTORS,
+        metadata=setting(
+            "Number of Kronecker factors for factor_preset = auto. 2 (default) learned subjects on the demo's model, "
+            "3 (the authors' number, on SDXL) only styles, with fewer parameters and in the same time. 1 is one dense "
+            "rotation.",
+            minimum=1,
+            maximum=8,
+            advanced=True,
+        ),
+    )
+    factor_sizes: Mapping[int, tuple[int, ...]] | None = None
+    layers: str = field(
+        default="attention",
+        metadata=setting(
+            f"Which layers to adapt: {'; '.join(f'{name} = {text}' for name, text in LAYER_PRESETS.items())}. "
+            "Attention is the paper's choice.",
+            choices=tuple(LAYER_PRESETS),
+        ),
+    )
+    layer_pattern: str = field(
+        default="",
+        metadata=setting(
+            "For layers = pattern: wildcards over layer names, several separated by commas, e.g. *attn2.to_k, "
+            "*attn2.to_v",
+            advanced=True,
+        ),
+    )
+    loss: Loss = field(
+        default="dco",
+        metadata=setting(
+            "dco (default, the authors'): improve on the base model's own loss, and no more; keeps what the base can "
+            "do, for a second forward pass a step. mse: plain denoising, follows the pictures most closely. min-snr: "
+            "mse with noise levels balanced.",
+            choices=get_args(Loss),
+        ),
+    )
+    min_snr_gamma: float = field(
+        default=5.0,
+        metadata=setting(
+            "For min-snr: largest weight of clean noise levels. 5 is the paper's value.",
+            minimum=1e-3,
+            maximum=1e3,
+            step=0.1,
+            advanced=True,
+        ),
+    )
+    dco_beta: float = field(
+        default=1000.0,
+        metadata=setting(
+            "For dco: how sharply improvement over the base is rewarded. 1000 is the authors' value for SDXL. "
+            "Learning that soon stops wants a smaller one: 30 was best on the demo's small model.",
+            minimum=1e-3,
+            maximum=1e6,
+            step=1.0,
+            advanced=True,
+        ),
+    )
+    prior_weight: float = field(
+        default=1.0,
+        metadata=setting(
+            "Weight of the class pictures' loss (prior preservation), relative to the training pictures' own; used "
+            "when class_latents are connected. 1 is DreamBooth's value.",
+            minimum=0.0,
+            maximum=100.0,
+            step=0.05,
+            advanced=True,
+        ),
+    )
+    warmup_steps: int = field(
+        default=0,
+        metadata=setting(
+            "Steps over which the learning rates rise from zero. 0 (default) suits the small rates; try 20 to 100 "
+            "when a run diverges early.",
+            minimum=0,
+            maximum=1_000_000,
+            advanced=True,
+        ),
+    )
+    schedule: Schedule = field(
+        default="constant",
+        metadata=setting(
+            "Learning rates over the run: constant (default, the authors') or cosine down to zero.",
+            choices=get_args(Schedule),
+            advanced=True,
+        ),
+    )
+    gradient_clip: float = field(
+        default=1.0,
+        metadata=setting(
+            "Largest gradient norm; 1 is the authors' value, 0 turns clipping off.",
+            minimum=0.0,
+            maximum=1000.0,
+            step=0.1,
+            advanced=True,
+        ),
+    )
+    retraction: Retraction = field(
+        default="euler",
+        metadata=setting(
+            "How a step stays on the orthogonal group. euler is the authors' and the fastest; results hardly differ.",
+            choices=get_args(Retraction),
+            advanced=True,
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=setting(
+            "Decides pictures, noise and noise levels of every step, and the preview's noise. The same seed on the "
+            "same machine gives the same adapter.",
+            minimum=0,
+            maximum=0xFFFFFFFFFFFFFFFF,
+        ),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "factor_count"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("rotation_lr", "shift_lr", "gradient_clip", "prior_weight"):
-            value = getattr(self, name)
-            self._require(name, math.isfinite(value) and value >= 0, "0 or more")
-        for name in ("min_snr_gamma", "dco_beta"):
-            value = getattr(self, name)
-            self._require(name, math.isfinite(value) and value > 0, "above 0")
-        self._require("shift_knots", self.shift_knots == 0 or self.shift_knots >= 2, "0, or 2 or more")
-        self._require("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"between 0 and steps ({self.steps})")
-        choices: dict[str, tuple[str, ...]] = {
-            "decomposition": get_args(Decomposition),
-            "train": get_args(Train),
-            "loss": get_args(Loss),
-            "schedule": get_args(Schedule),
-            "retraction": get_args(Retraction),
-            "factor_preset": factor_presets(),
-            "layers": tuple(LAYER_PRESETS),
-        }
-        for name, allowed in choices.items():
-            self._require(name, getattr(self, name) in allowed, f"one of {list(allowed)}")
+        check_settings(self)
+        self._require("shift_knots", self.shift_knots != 1, "0, or 2 or more")
+        self._require("warmup_steps", self.warmup_steps <= self.steps, f"between 0 and steps ({self.steps})")
+        for in_features, sizes in (self.factor_sizes or {}).items():
+            if math.prod(sizes) != in_features or min(sizes, default=1) < 1:
+                raise SettingsError(f"factor_sizes: {tuple(sizes)} do not multiply to {in_features}")
         if self.layers == "pattern" and not self.layer_pattern.strip():
             raise SettingsError("layers = 'pattern' needs a layer_pattern, for example '*attn2.to_k'")
 
@@ -97,5 +254,22 @@ class TrainSettings:
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
+    def rotation_sizes(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Factor sizes of the rotation of a weight ``(out, in, *kernel)``; none without one.
+
+        Raises:
+            SettingsError: see :func:`..kronecker.factor_sizes`.
+        """
+        if not self.rotates:
+            return ()
+        in_features = math.prod(shape[1:])
+        if self.factor_sizes and in_features in self.factor_sizes:
+            return tuple(self.factor_sizes[in_features])
+        return kronecker.factor_sizes(in_features, self.factor_preset, self.factor_count)
+
     def as_metadata(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON; ``factor_sizes`` only where they were given."""
+        values = asdict(self)
+        if values["factor_sizes"] is None:
+            del values["factor_sizes"]
+        return values

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..adapter import SodaAdapter
 from ..errors import SettingsError
-from ..kronecker import factor_sizes, grouped, unrotate
+from ..kronecker import grouped, unrotate
 from ..layer import SodaLayer, adapted_weight
 from ..linalg import result_dtype
 from ..spectral import Decomposition, Spectrum, SvdSpectrum
@@ -248,6 +248,4 @@ class TrainableAdapter(nn.Module):
 
 def layer_factor_sizes(shape: tuple[int, ...], settings: TrainSettings) -> tuple[int, ...]:
     """Factor sizes of a weight of ``shape`` under ``settings``; ``()`` when rotations are not trained."""
-    if not settings.rotates:
-        return ()
-    return factor_sizes(math.prod(shape[1:]), settings.factor_preset, settings.factor_count)
+    return settings.rotation_sizes(shape)

@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.ops
@@ -37,12 +37,13 @@ from ...training.settings import TrainSettings
 from ...training.trainable import Side, TrainableAdapter, TrainableLayer, layer_factor_sizes
 from ...version import VERSION
 from .. import base, folders
-from ..spectra import Steps, store
+from ..progress import ProgressBar
+from ..spectra import store
 from .dataset import Buckets, Example, batch_conds, prepare
 from .objective import draw_sigmas, output_error, output_scale, signal_to_noise
+from .options import RunOptions, TrainingDtype
 from .training_copy import checkpointed_blocks, ordinary, shadow_patcher
 
-TrainingDtype = Literal["auto", "fp32", "bf16", "model"]
 _DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "model": None}
 
 _OUT_OF_MEMORY = (
@@ -50,7 +51,6 @@ _OUT_OF_MEMORY = (
     "train smaller pictures or fewer layers"
 )
 
-PREVIEW_SIZE = 512
 PREVIEW_SAMPLER = ("euler", "normal")
 
 
@@ -65,21 +65,6 @@ class TrainingData:
     class_positive: Sequence[Any] | None = None
     negative: Sequence[Any] | None = None  #: previews only
     vae: Any | None = None  #: previews only
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run does beside training; none of it changes the result."""
-
-    filename_prefix: str = "soda"
-    trigger_phrase: str = ""
-    dtype: TrainingDtype = "auto"  #: "auto": bfloat16 where the device is fast at it, else float32
-    gradient_checkpointing: bool = False
-    save_every: int = 0
-    preview_every: int = 0
-    preview_steps: int = 20
-    graph: dict[str, str] = field(default_factory=dict)  #: workflow and prompt JSON, kept in the file
-    show: Callable[[str], None] = lambda text: None  #: a line of text on the node
 
 
 @dataclass(frozen=True)
@@ -253,7 +238,7 @@ class _Run:
     def _spectra(self) -> dict[str, Any]:
         if not self.settings.shifts:
             return {}
-        steps = Steps(len(self.shapes))
+        progress = ProgressBar(len(self.shapes))
         self.options.show(f"decomposing {len(self.shapes)} weights, once for each base model")
         # in bfloat16 a step would round what it computes with them anyway, and they are most of the memory
         compute = _DTYPES[self.dtype] or self.patcher.model.get_dtype_inference()
@@ -263,7 +248,7 @@ class _Run:
             mm.free_memory(size * (2 if bases else 4), self.device)
         spectra = {}
         for name, weight in self.weights.items():
-            steps.tick()
+            progress.advance()
             spectra[name] = store().get(weight, self.settings.decomposition, self.device, dtype=bases)
         return spectra
 
@@ -433,7 +418,7 @@ class _Run:
     # --------------------------------------------------------------------------------------------------- reporting
 
     def _start_reporting(self) -> None:
-        self._bar = comfy.utils.ProgressBar(self.settings.steps)
+        self._bar = ProgressBar(self.settings.steps)
         self._started = self._logged = self._shown = time.monotonic()
 
     def _on_step(self, progress: Progress) -> None:
@@ -460,8 +445,7 @@ class _Run:
         if self.options.preview_every and step % self.options.preview_every == 0:
             self._preview()
         else:
-            self._bar.update_absolute(step, total)
-        mm.throw_exception_if_processing_interrupted()
+            self._bar.show(step)
 
     @torch.no_grad()
     def _preview(self) -> None:
@@ -482,9 +466,8 @@ class _Run:
         finally:
             self._load()
         if picture is not None:
-            step = self.progress.step
-            folders.save_preview(picture, self.options.filename_prefix, step)
-            self._bar.update_absolute(step, self.settings.steps, ("JPEG", picture, PREVIEW_SIZE))
+            folders.save_preview(picture, self.options.filename_prefix, self.progress.step)
+        self._bar.show(self.progress.step, picture)
 
     def _decode(self, samples: Tensor) -> Image.Image | None:
         if self.data.vae is not None:

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run in the graph does beside training; none of it changes the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ...training.setting import check_settings, setting
+
+TrainingDtype = Literal["auto", "bf16", "fp32", "model"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """
+    Args:
+        graph: workflow and prompt JSON, kept in the file.
+        show: shows a line of text on the node.
+    """
+
+    filename_prefix: str = "soda"
+    trigger_phrase: str = field(
+        default="",
+        metadata=setting(
+            "The phrase that calls your subject or style, e.g. 'sks dog'. Stored in the file and given back by the "
+            "loader; it does not change the captions.",
+        ),
+    )
+    dtype: TrainingDtype = field(
+        default="auto",
+        metadata=setting(
+            "Precision of the model's own computation. auto (default): bf16 on GPUs that are fast at it, fp32 "
+            "elsewhere. bf16: half the memory. fp32: exact, best on a CPU. model: whatever the model runs in. The "
+            "adapter itself is always float32.",
+            choices=get_args(TrainingDtype),
+        ),
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata=setting(
+            "Recompute activations in the backward pass: less memory, half as long again or more. Turn on when memory "
+            "runs out.",
+            advanced=True,
+        ),
+    )
+    save_every: int = field(
+        default=0,
+        metadata=setting(
+            "Also save the adapter every so many steps (name-step00100_00001_); 0 = only at the end.",
+            minimum=0,
+            maximum=1_000_000,
+            advanced=True,
+        ),
+    )
+    preview_every: int = field(
+        default=0,
+        metadata=setting(
+            "Every so many steps, and before the first (the base), sample the first caption at a fixed seed: cfg 6 "
+            "with negative connected, else 1. Shown on the node and kept in output/soda-previews, where the next run "
+            "of that name overwrites it; 0 = none (default: each is a whole sampling).",
+            minimum=0,
+            maximum=1_000_000,
+        ),
+    )
+    preview_steps: int = field(
+        default=20,
+        metadata=setting("Sampling steps of a preview; 20 shows enough.", minimum=1, maximum=1000, advanced=True),
+    )
+    graph: dict[str, str] = field(default_factory=dict)
+    show: Callable[[str], None] = lambda text: None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
