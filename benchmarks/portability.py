@@ -26,7 +26,7 @@ from testbed import evaluate, model_files
 from testbed.bed import TestBed
 from testbed.demo_base import checkpoint
 from testbed.machine import core_count
-from testbed.methods import Method
+from testbed.methods import SODA_LARGE, Method
 from testbed.paths import cache_root
 from testbed.pretrain import unet as pretraining
 from testbed.world.render import images
@@ -82,7 +82,7 @@ def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, l
     """Train on the float32 copy, then compute the change of every weight again on each copy. Rows: layers, then all."""
     from testbed.training import train_method
 
-    method = Method(form, "large", {"factor_preset": "bench-soda-large", **FORMS[form]})
+    method = Method(form, "large", {"factor_sizes": SODA_LARGE, **FORMS[form]})
     load(bed, bases["fp32"])
     trained = train_method(
         bed.patcher, bed.training_data(task), method, lr, steps=steps, batch_size=1, seed=0, loss="mse"

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.lib import report, runs
 from benchmarks.lib.machine import RESULTS, label
-from benchmarks.lib.runs import Plan
+from benchmarks.lib.runs import Scope
 from testbed.demo_base import checkpoint
 from testbed.machine import core_count
 from testbed.methods import METHODS, Method
@@ -42,8 +42,8 @@ TASKS = ("subject", "style")
 TUNED_ON = {"subject": (SUBJECT, Task("subject", "tropical fish")), "style": (STYLE,)}
 ABLATED, ABLATED_ON = "SODA-SVD-large", {"subject": Task("subject", "black cat"), "style": STYLE}
 
-FULL = Plan(tuple(METHODS), tuple(REPORTED_SUBJECTS), tuple(REPORTED_STYLES), (0, 1, 2))
-QUICK = Plan(
+FULL = Scope(tuple(METHODS), tuple(REPORTED_SUBJECTS), tuple(REPORTED_STYLES), (0, 1, 2))
+QUICK = Scope(
     ("SODA-SVD-large", "LoRA-large"), (ABLATED_ON["subject"].name,), TUNING_STYLES, (0,), subject_steps=30,
     style_steps=60, strengths=((1.0, 1.0),), ablations=False,
 )  # fmt: skip
@@ -102,12 +102,12 @@ def _rounded(value: Any) -> Any:
 class Bench:
     """Everything that is measured, a process for each core: steps as small as these gain little from threads."""
 
-    def __init__(self, plan: Plan, work: Path, folder: Path) -> None:
-        self.plan, self.folder, self.checkpoint = plan, folder, checkpoint(cache_root())
+    def __init__(self, scope: Scope, work: Path, folder: Path) -> None:
+        self.scope, self.folder, self.checkpoint = scope, folder, checkpoint(cache_root())
         classifier = hashlib.sha256(CLASSIFIER.read_bytes()).hexdigest()
         # another model, classifier or training is another benchmark
-        training = [plan.training(task) for task in ABLATED_ON.values()]
-        of = repr((MEASURES, self.checkpoint.stem, classifier, training, plan.prompts, plan.sampling_steps))
+        training = [scope.training(task) for task in ABLATED_ON.values()]
+        of = repr((MEASURES, self.checkpoint.stem, classifier, training, scope.prompts, scope.sampling_steps))
         of = hashlib.sha256(of.encode()).hexdigest()[:12]
         self.results = Results(work / of, of, folder / "quality.json")
 
@@ -116,7 +116,7 @@ class Bench:
         processes = min(core_count(), 8)
         return ProcessPoolExecutor(
             processes, multiprocessing.get_context("spawn"), runs.start,
-            (self.plan, self.checkpoint, max(1, core_count() // processes)),
+            (self.scope, self.checkpoint, max(1, core_count() // processes)),
         )  # fmt: skip
 
     def do(self, jobs: Iterable[Job], again: bool = False) -> None:
@@ -143,7 +143,7 @@ class Bench:
     # ------------------------------------------------------------------------------------------------------ jobs
 
     def base_job(self, task: Task, seed: int) -> Job:
-        reported = task.name in (*self.plan.subjects, *self.plan.styles)
+        reported = task.name in (*self.scope.subjects, *self.scope.styles)
         row: Row = {
             "method": "base", "budget": "none", "task": task.kind, task.kind: task.name, "seed": seed,
             "note": "base" if reported else "base, not reported",
@@ -154,7 +154,7 @@ class Bench:
         key = run_key(method, task, seed, lr, note)
         row: Row = {
             "method": method.name, "budget": method.budget, "task": task.kind, task.kind: task.name, "seed": seed,
-            "lr": lr, "steps": self.plan.steps(task), "note": note,
+            "lr": lr, "steps": self.scope.steps(task), "note": note,
         }  # fmt: skip
         keep = None if note else self.results.deltas(key)
         return Job(key, row, ("train", method, task, seed, lr, prior, note != "tuning", keep))
@@ -162,7 +162,7 @@ class Bench:
     def base_jobs(self) -> Iterator[Job]:
         """What the model without any adapter does with the same prompts and noise."""
         for task in (*self.tasks(), *ABLATED_ON.values()):
-            yield from (self.base_job(task, seed) for seed in self.plan.seeds)
+            yield from (self.base_job(task, seed) for seed in self.scope.seeds)
         yield from (self.base_job(task, 0) for tasks in TUNED_ON.values() for task in tasks)
 
     def tries(self, method: Method, kind: str, lr: float) -> list[Job]:
@@ -192,10 +192,10 @@ class Bench:
 
     def pairs(self, seed: int) -> list[tuple[Task, Task]]:
         """Each subject with one style, another one with every seed."""
-        styles = self.plan.styles
+        styles = self.scope.styles
         return [
             (Task("subject", name), Task("style", styles[(i + seed) % len(styles)]))
-            for i, name in enumerate(self.plan.subjects)
+            for i, name in enumerate(self.scope.subjects)
         ]
 
     def merge_jobs(self, method: Method, pair: tuple[Task, Task], seed: int) -> list[Job]:
@@ -215,7 +215,7 @@ class Bench:
                 ("diverged",) if diverged else ("merge", paths, how, strengths, *pair, seed),
             )
             for how in (("sum", "geodesic") if method.settings is not None else ("sum",))
-            for strengths in self.plan.strengths[: None if seed == 0 else 1]
+            for strengths in self.scope.strengths[: None if seed == 0 else 1]
         ]
 
     def ablation_jobs(self) -> Iterator[Job]:
@@ -226,7 +226,7 @@ class Bench:
             for name, variant in ABLATIONS.items():
                 settings = {**(whole.settings or {}), **variant.settings}
                 method = replace(whole, name=name, settings=settings, cayley=variant.cayley)
-                for seed in self.plan.seeds[: 1 if variant.slow else None]:
+                for seed in self.scope.seeds[: 1 if variant.slow else None]:
                     yield self.training_job(
                         method, ABLATED_ON[kind], seed, lr * variant.rate, "ablation", variant.prior
                     )
@@ -234,27 +234,27 @@ class Bench:
     def planned(self) -> Iterator[Job]:
         """All that can be named by now."""
         yield from self.base_jobs()
-        methods = [METHODS[key] for key in self.plan.methods]
+        methods = [METHODS[key] for key in self.scope.methods]
         for method in methods:
             for kind in TASKS:
                 for lr in (*RATES, *FURTHER.values()):
                     yield from self.tries(method, kind, lr)
         for method in filter(self.tuned, methods):
-            for seed in self.plan.seeds:
+            for seed in self.scope.seeds:
                 yield from (self.trained(method, task, seed) for task in self.tasks())
                 for pair in self.pairs(seed):
                     yield from self.merge_jobs(method, pair, seed)
-        if self.plan.ablations and self.tuned(METHODS[ABLATED]):
+        if self.scope.ablations and self.tuned(METHODS[ABLATED]):
             yield from self.ablation_jobs()
 
     # ---------------------------------------------------------------------------------------------------- stages
 
     def methods(self, slow: bool) -> list[Method]:
-        return [METHODS[key] for key in self.plan.methods if METHODS[key].slow == slow]
+        return [METHODS[key] for key in self.scope.methods if METHODS[key].slow == slow]
 
     def tasks(self) -> list[Task]:
         """What is reported."""
-        return [Task(kind, name) for kind in TASKS for name in getattr(self.plan, f"{kind}s")]
+        return [Task(kind, name) for kind in TASKS for name in getattr(self.scope, f"{kind}s")]
 
     def tune(self, slow: bool) -> None:
         """Every method's learning rate, by as many tries on subjects, and on a style, that are never reported."""
@@ -279,9 +279,9 @@ class Bench:
 
     def report(self) -> None:
         """Everything measured so far as JSON, tables and plots."""
-        keys = {job.key for job in self.planned()}
+        keys = {job.key for job in self.scopened()}
         rows = [row for row in self.results if row["key"] in keys]
-        report.write(rows, score, self.folder, asdict(self.plan), list(ABLATIONS))
+        report.write(rows, score, self.folder, asdict(self.scope), list(ABLATIONS))
         say(f"written to {self.folder}")
 
     def everything(self, stages: Iterable[str]) -> None:
@@ -292,7 +292,7 @@ class Bench:
         for slow in (False, True):
             if "tune" in stages:
                 self.tune(slow)
-            for seed in self.plan.seeds:
+            for seed in self.scope.seeds:
                 for pair in self.pairs(seed):
                     if "train" in stages:
                         self.train(pair, seed, slow)
@@ -300,7 +300,7 @@ class Bench:
                         self.merge(pair, seed, slow)
                     if "report" in stages:
                         self.report()
-            if "ablate" in stages and self.plan.ablations and not slow:
+            if "ablate" in stages and self.scope.ablations and not slow:
                 self.do(self.ablation_jobs())
         if "report" in stages:
             self.report()
@@ -345,14 +345,18 @@ class Variant:
     slow: bool = False  #: with the first seed only
 
 
+def _factors(preset: str, **settings: Any) -> dict[str, Any]:
+    return {"factor_sizes": None, "factor_preset": preset, **settings}
+
+
 ABLATIONS = {
     "as it is": Variant(),
     **{
-        f"{n} factor{'s' * (n > 1)}, balanced": Variant({"factor_preset": "auto", "factor_count": n}, slow=n == 1)
+        f"{n} factor{'s' * (n > 1)}, balanced": Variant(_factors("auto", factor_count=n), slow=n == 1)
         for n in (1, 2, 3, 4)
     },
-    "3 factors, balanced, rate x 3": Variant({"factor_preset": "auto", "factor_count": 3}, rate=3),
-    "large factors": Variant({"factor_preset": "large"}),
+    "3 factors, balanced, rate x 3": Variant(_factors("auto", factor_count=3), rate=3),
+    "large factors": Variant(_factors("large")),
     **{f"shift on {n} knots": Variant({"shift_knots": n}) for n in (64, 16, 8)},
     "retraction cayley": Variant({"retraction": "cayley"}),
     "retraction exp": Variant({"retraction": "exp"}),
@@ -361,9 +365,7 @@ ABLATIONS = {
     "loss min-snr": Variant({"loss": "min-snr"}),
     **{f"loss dco, beta {beta}": Variant({"loss": "dco", "dco_beta": float(beta)}) for beta in (1000, 30)},
     "loss mse + prior": Variant(prior=8),
-    "all linear and convolution layers, large factors": Variant(
-        {"layers": "all linear + conv", "factor_preset": "large"}
-    ),
+    "all linear and convolution layers, large factors": Variant(_factors("large", layers="all linear + conv")),
 }
 STAGES = ("base", "tune", "train", "merge", "ablate", "report")
 
@@ -375,9 +377,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where runs are kept, so that a stopped benchmark goes on")
     parser.add_argument("--out", type=Path, help="where JSON, tables and plots go; benchmarks/results for a full run")
     args = parser.parse_args()
-    plan, name = (QUICK, "quality-quick") if args.quick else (FULL, "quality")
+    scope, name = (QUICK, "quality-quick") if args.quick else (FULL, "quality")
     work = args.work or cache_root() / f"bench-{name}"
-    bench = Bench(plan, work, args.out or (work / "report" if args.quick else RESULTS))
+    bench = Bench(scope, work, args.out or (work / "report" if args.quick else RESULTS))
     bench.everything(args.stage or STAGES)
 
 

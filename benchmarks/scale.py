@@ -36,7 +36,7 @@ from testbed.machine import core_count
 Row = dict[str, Any]
 KINDS = ("rotation", "rotation + QR shift", "rotation + SVD shift")
 LORA = "LoRA rank 4"
-PRESETS = (("auto", 3), ("auto", 2), ("large", 3), ("svdiff-size", 3), ("oft-size", 3))
+FACTOR_CHOICES = (("auto", 3), ("auto", 2), ("large", 3), ("svdiff-size", 3), ("oft-size", 3))
 ENOUGH = 1e11  #: multiplications after which a way has been timed often enough
 
 Spectra = dict[tuple[int, int], dict[str, Spectrum]]  #: decompositions of a weight of each shape, by kind
@@ -122,7 +122,7 @@ def files(family: Family, _: Spectra) -> Iterable[Row]:
     for rank in (4, 16):
         yield _row("file", family, f"LoRA rank {rank}", params=rank * lora, bytes=2 * rank * lora)
     yield _row("file", family, "shift only", params=shifts, bytes=None)
-    for preset, count in PRESETS:
+    for preset, count in FACTOR_CHOICES:
         name = f"{count} factors" if preset == "auto" else preset
         try:
             adapter = models.baseless_adapter(family.layers, 0, preset, count)

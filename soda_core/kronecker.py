@@ -23,11 +23,11 @@ GROUPED = 96
 #: Number of balanced factors, where no other is asked for.
 FACTORS = 2
 
-#: A single dense rotation of a prime width is offered up to this many dimensions.
+#: A dense rotation of a prime number of dimensions is offered up to this many.
 LARGEST_DENSE_FACTOR = 256
 
-#: The authors' factor sizes by input width (SDXL's); other widths fall back to the automatic sizes.
-PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
+#: The authors' factor sizes by number of inputs (SDXL's); for other numbers the automatic sizes stand in.
+FACTOR_PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
     "svdiff-size": {640: (8, 8, 10), 768: (6, 8, 16), 1280: (4, 16, 20), 2048: (4, 8, 64)},
     "oft-size": {640: (4, 8, 20), 768: (2, 4, 96), 1280: (4, 8, 40), 2048: (2, 16, 64)},
 }
@@ -125,64 +125,64 @@ def geodesic_power(factors: Sequence[Tensor], strength: float) -> list[Tensor]:
 
 
 @cache
-def balanced_sizes(width: int, count: int) -> tuple[int, ...]:
-    """The ``count`` factors of ``width`` (ascending, ones dropped) with the fewest parameters ``Σ k_i²``."""
+def balanced_sizes(in_features: int, count: int) -> tuple[int, ...]:
+    """The ``count`` factors of ``in_features`` (ascending, ones dropped) with the fewest parameters ``Σ k_i²``."""
     if count == 1:
-        return (width,)
-    best: tuple[int, ...] = (width,)
-    for k in range(2, math.isqrt(width) + 1):
-        if width % k:
+        return (in_features,)
+    best: tuple[int, ...] = (in_features,)
+    for k in range(2, math.isqrt(in_features) + 1):
+        if in_features % k:
             continue
-        rest = balanced_sizes(width // k, count - 1)
+        rest = balanced_sizes(in_features // k, count - 1)
         sizes = tuple(sorted((k, *rest)))
         if sum(a * a for a in sizes) < sum(a * a for a in best):
             best = sizes
     return best
 
 
-def large_sizes(width: int) -> tuple[int, ...]:
-    """One factor as large as divides ``width``, up to :data:`GROUPED`, and one for the rest: (16, 80) for 1280.
+def large_sizes(in_features: int) -> tuple[int, ...]:
+    """One factor as large as divides ``in_features``, up to :data:`GROUPED`, and one for the rest: (16, 80) for 1280.
 
     (The rest is two where one would exceed :data:`LARGEST_DENSE_FACTOR`.)
     Ten times the parameters of two balanced factors in narrow layers (320), hardly more in wide ones.
     """
-    largest = max(k for k in range(1, GROUPED + 1) if width % k == 0)
-    rest = width // largest
+    largest = max(k for k in range(1, GROUPED + 1) if in_features % k == 0)
+    rest = in_features // largest
     sizes = (rest, largest) if rest <= LARGEST_DENSE_FACTOR else (*balanced_sizes(rest, 2), largest)
     return tuple(k for k in sizes if k > 1) or (1,)
 
 
-def factor_sizes(width: int, preset: str = "auto", count: int = FACTORS) -> tuple[int, ...]:
-    """Factor sizes for a layer of ``width`` inputs.
+def factor_sizes(in_features: int, preset: str = "auto", count: int = FACTORS) -> tuple[int, ...]:
+    """Factor sizes for a layer.
 
     Args:
-        width: number of inputs, ``in`` or ``in * prod(kernel)``.
-        preset: "auto" (the fewest parameters), "large" (see :func:`large_sizes`), or a key of :data:`PRESETS`.
+        in_features: ``in`` of a linear layer, ``in * prod(kernel)`` of a convolution.
+        preset: "auto" (the fewest parameters), "large" (see :func:`large_sizes`), or a key of :data:`FACTOR_PRESETS`.
         count: number of factors for "auto"; 1 is one dense rotation.
     Raises:
-        SettingsError: an unknown preset, or a width whose largest unavoidable factor exceeds
-            :data:`LARGEST_DENSE_FACTOR` (a large prime).
+        SettingsError: an unknown preset, or a prime factor of ``in_features`` above :data:`LARGEST_DENSE_FACTOR`, where
+            one dense rotation was not asked for.
     """
     if preset not in factor_presets():
         raise SettingsError(f"unknown factor preset {preset!r}; choose one of {list(factor_presets())}")
     if count < 1:
         raise SettingsError(f"the number of Kronecker factors must be 1 or more, got {count}")
-    if preset == "large":
-        sizes = large_sizes(width)
-    else:
-        sizes = PRESETS.get(preset, {}).get(width) or balanced_sizes(width, count)
-    prime = _largest_prime_factor(width)
-    if prime > LARGEST_DENSE_FACTOR and count > 1:
+    if sizes := FACTOR_PRESETS.get(preset, {}).get(in_features):
+        return sizes
+    if preset != "large" and count == 1:
+        return (in_features,)
+    prime = _largest_prime_factor(in_features)
+    if prime > LARGEST_DENSE_FACTOR:
         raise SettingsError(
-            f"a width of {width} has the prime factor {prime}, which would need a dense {prime} x {prime} rotation "
-            f"(allowed {LARGEST_DENSE_FACTOR}); leave this layer out or train its shift only"
+            f"a layer of {in_features} inputs has the prime factor {prime}, which would need a dense {prime} x {prime} "
+            f"rotation (allowed {LARGEST_DENSE_FACTOR}); leave this layer out or train its shift only"
         )
-    return sizes
+    return large_sizes(in_features) if preset == "large" else balanced_sizes(in_features, count)
 
 
 def factor_presets() -> tuple[str, ...]:
     """The names :func:`factor_sizes` knows."""
-    return ("auto", "large", *PRESETS)
+    return ("auto", "large", *FACTOR_PRESETS)
 
 
 def _largest_prime_factor(n: int) -> int:

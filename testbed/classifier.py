@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testbed.world.styles import STYLES as ALL_STYLES
+from testbed.world.styles import PAINTERS
 from testbed.world.vocabulary import BACKGROUNDS, CLASSES, GLYPHS
 
-KINDS, GLYPH_NAMES, STYLES = tuple(CLASSES), tuple(GLYPHS), tuple(ALL_STYLES)
+KINDS, GLYPH_NAMES, STYLES = tuple(CLASSES), tuple(GLYPHS), tuple(PAINTERS)
 _class_of = torch.tensor([KINDS.index(GLYPHS[name][0]) for name in GLYPH_NAMES])
 LOGIT_SCALE = 16.0  #: cosines to glyphs are this much sharpened before the softmax
 

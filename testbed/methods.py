@@ -12,14 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from soda_core.kronecker import PRESETS
-
 Budget = Literal["small", "large"]
 
-PRESETS["bench-soda-small"] = {320: (2, 4, 4, 2, 5), 768: (3, 4, 4, 4, 4)}
-PRESETS["bench-soda-large"] = {320: (4, 80), 768: (12, 64)}
-PRESETS["bench-rotation-small"] = {320: (16, 20), 768: (4, 8, 24)}
-PRESETS["bench-rotation-large"] = {320: (4, 80), 768: (8, 96)}
+#: factor sizes by number of inputs, beside a shift for every singular value; alone
+SODA_SMALL = {320: (2, 4, 4, 2, 5), 768: (3, 4, 4, 4, 4)}
+SODA_LARGE = {320: (4, 80), 768: (12, 64)}
+ROTATION_SMALL = {320: (16, 20), 768: (4, 8, 24)}
+ROTATION_LARGE = {320: (4, 80), 768: (8, 96)}
 
 #: a shift of its own for every singular value, as in the paper; a curve over the singular values
 INDEPENDENT: dict[str, Any] = {"decomposition": "svd", "shift_knots": 0}
@@ -52,8 +51,7 @@ class Method:
         """Everything that makes the method what it is: with it a kept result is found again, or not."""
         if self.peft is not None:
             return repr([(endings, sorted(config.to_dict().items(), key=str)) for endings, config in self.peft()])
-        settings = self.settings or {}
-        return repr((sorted(settings.items()), PRESETS.get(str(settings.get("factor_preset"))), self.cayley))
+        return repr((sorted((self.settings or {}).items()), self.cayley))
 
 
 def _lora_small() -> list[tuple[list[str], Any]]:
@@ -114,15 +112,15 @@ def _boft_large() -> list[tuple[list[str], Any]]:
 METHODS = {
     method.key: method
     for method in (
-        Method("SODA-SVD", "small", {**INDEPENDENT, "factor_preset": "bench-soda-small"}),
-        Method("SODA-SVD", "large", {**INDEPENDENT, "factor_preset": "bench-soda-large"}),
-        Method("SODA-SVD curve", "small", {**CURVE, "factor_preset": "bench-rotation-small"}),
-        Method("SODA-SVD curve", "large", {**CURVE, "factor_preset": "bench-soda-large"}),
-        Method("SODA-QR", "small", {"decomposition": "qr", "factor_preset": "bench-soda-small"}),
-        Method("SODA-QR", "large", {"decomposition": "qr", "factor_preset": "bench-soda-large"}),
+        Method("SODA-SVD", "small", {**INDEPENDENT, "factor_sizes": SODA_SMALL}),
+        Method("SODA-SVD", "large", {**INDEPENDENT, "factor_sizes": SODA_LARGE}),
+        Method("SODA-SVD curve", "small", {**CURVE, "factor_sizes": ROTATION_SMALL}),
+        Method("SODA-SVD curve", "large", {**CURVE, "factor_sizes": SODA_LARGE}),
+        Method("SODA-QR", "small", {"decomposition": "qr", "factor_sizes": SODA_SMALL}),
+        Method("SODA-QR", "large", {"decomposition": "qr", "factor_sizes": SODA_LARGE}),
         Method("shift only", "small", {**INDEPENDENT, "train": "shift only"}),
-        Method("rotation only", "small", {"train": "rotation only", "factor_preset": "bench-rotation-small"}),
-        Method("rotation only", "large", {"train": "rotation only", "factor_preset": "bench-rotation-large"}),
+        Method("rotation only", "small", {"train": "rotation only", "factor_sizes": ROTATION_SMALL}),
+        Method("rotation only", "large", {"train": "rotation only", "factor_sizes": ROTATION_LARGE}),
         Method("LoRA", "small", peft=_lora_small),
         Method("LoRA", "large", peft=lora_rank_4),
         Method("LoKr", "small", peft=_lokr_small),

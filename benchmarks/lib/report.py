@@ -172,7 +172,7 @@ def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: 
 
 
 def write(
-    rows: Sequence[Row], score: Callable[[Row], float], folder: Path, plan: dict[str, Any], variants: Sequence[str]
+    rows: Sequence[Row], score: Callable[[Row], float], folder: Path, scope: dict[str, Any], variants: Sequence[str]
 ) -> None:
     """``quality.json``, ``quality.md`` (tables) and plots into ``folder``.
 
@@ -185,7 +185,7 @@ def write(
         return [row for row in rows if row["task"] == task and row["note"] == note]
 
     parts = [
-        f"Subjects {plan['subject_steps']} steps, styles {plan['style_steps']}, batches of {plan['batch']}. Mean ± "
+        f"Subjects {scope['subject_steps']} steps, styles {scope['style_steps']}, batches of {scope['batch']}. Mean ± "
         "standard deviation over subjects or styles, and seeds, which differ more than methods do; so the last column "
         "has the mean difference to LoRA of the same budget, over the same subjects, styles and seeds, ± its standard "
         "error. *Freedom*: trained degrees of freedom; an orthogonal k x k matrix has k (k - 1) / 2.",
@@ -210,7 +210,7 @@ def write(
         parts += ["## Merged, both at strength 1", "Score: *both*."]
         parts += [table(even, MERGE_METRICS, _against_lora(even, _both))]
         best = _best(row for row in merges if row["seed"] == 0)
-        parts += [f"## Merged with seed 0, the best of {len(plan['strengths'])} strengths of each pair in hindsight"]
+        parts += [f"## Merged with seed 0, the best of {len(scope['strengths'])} strengths of each pair in hindsight"]
         parts += [table(best, MERGE_METRICS, _against_lora(best, _both))]
         labels = "probability of the style", "similarity to real ones in the style"
         title = "Merged without training: subject and style at once"

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scope:
     """How much is measured."""
 
     methods: tuple[str, ...]
@@ -50,9 +50,9 @@ class Plan:
 class Runs:
     """The base model and its classifier, loaded once; every method is one job, and returns rows of metrics."""
 
-    def __init__(self, plan: Plan, checkpoint: Path, threads: int) -> None:
+    def __init__(self, scope: Scope, checkpoint: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.plan, self.bed = plan, TestBed(checkpoint, fast=True)
+        self.scope, self.bed = scope, TestBed(checkpoint, fast=True)
         self._references: dict[tuple[str, str], Any] = {}
         self._unchanged: dict[int, Any] = {}
 
@@ -73,7 +73,7 @@ class Runs:
 
         data = self.bed.training_data(task, prior)
         try:
-            trained = train_method(self.bed.patcher, data, method, lr, **self.plan.training(task), seed=seed)
+            trained = train_method(self.bed.patcher, data, method, lr, **self.scope.training(task), seed=seed)
             if not all(bool(delta.isfinite().all()) for delta in trained.deltas.values()):
                 raise ValueError("the weights are not finite")
         except (TrainingError, ValueError, torch.linalg.LinAlgError) as error:
@@ -94,7 +94,7 @@ class Runs:
         self, paths: Sequence[Path], how: str, strengths: Sequence[float], subject: Task, style: Task, seed: int
     ) -> list[Row]:
         """What two trainings left, merged."""
-        prompts = evaluate.merge_prompts(subject, style, self.plan.prompts)
+        prompts = evaluate.merge_prompts(subject, style, self.scope.prompts)
         try:
             deltas = self._merged(paths, how, strengths)
         except ManifoldError as error:  # rotated so far that there is no way between
@@ -120,13 +120,13 @@ class Runs:
         return {n: torch.stack([s * part[n].float() for s, part in pairs if n in part]).sum(0) for n in names}
 
     def _classified(self, deltas: Mapping[str, Tensor] | None, prompts: Sequence[evaluate.Prompt], seed: int) -> Any:
-        return evaluate.classified(self.bed, deltas, prompts, seed, self.plan.sampling_steps)
+        return evaluate.classified(self.bed, deltas, prompts, seed, self.scope.sampling_steps)
 
     def _measure(self, task: Task, deltas: Mapping[str, Tensor] | None, seed: int) -> Row:
         if task.kind == "subject":
-            prompts = evaluate.subject_prompts(task, self.plan.prompts)
+            prompts = evaluate.subject_prompts(task, self.scope.prompts)
             return evaluate.subject_metrics(self._classified(deltas, prompts, seed)[0], prompts, self._reference(task))
-        prompts = evaluate.style_prompts(task, self.plan.prompts)
+        prompts = evaluate.style_prompts(task, self.scope.prompts)
         return evaluate.style_metrics(self._classified(deltas, prompts, seed)[0], prompts)
 
     def _drift(self, deltas: Mapping[str, Tensor], seed: int) -> Row:
@@ -150,10 +150,10 @@ def adapter_path(deltas: Path) -> Path:
 _runs: Runs | None = None
 
 
-def start(plan: Plan, checkpoint: Path, threads: int) -> None:
+def start(scope: Scope, checkpoint: Path, threads: int) -> None:
     """Make this process ready for :func:`call`."""
     global _runs
-    _runs = Runs(plan, checkpoint, threads)
+    _runs = Runs(scope, checkpoint, threads)
 
 
 def call(name: str, *args: Any) -> list[Row]:

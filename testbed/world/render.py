@@ -14,7 +14,7 @@ from torch import Tensor
 from testbed.world.backgrounds import background
 from testbed.world.glyphs import world_glyphs
 from testbed.world.scene import Scene
-from testbed.world.styles import STYLES, Layers
+from testbed.world.styles import PAINTERS, Layers
 
 SIDE = 96  #: of the pictures that base model and classifier are made for, in pixels
 SCALE = 2  #: pictures are drawn this much larger, so that edges come out smooth
@@ -33,7 +33,7 @@ def render(scene: Scene, side: int, glyphs: Mapping[str, Image.Image] | None = N
     cut_out = np.asarray(_placed(bitmap, scene, full), np.float32) / 255
     alpha = cut_out[..., 3]
     picture = behind + (cut_out[..., :3] - behind) * alpha[..., None]
-    drawn = STYLES[scene.style](Layers(picture, behind, alpha))
+    drawn = PAINTERS[scene.style](Layers(picture, behind, alpha))
     small = drawn.reshape(side, SCALE, side, SCALE, 3).mean((1, 3))
     return (np.clip(small, 0, 1) * 255 + 0.5).astype(np.uint8)
 

@@ -121,7 +121,7 @@ def stained_glass(layers: Layers) -> Picture:
     return glass * (1 - np.clip(np.maximum(lead, outline), 0, 1))[..., None]
 
 
-STYLES: dict[str, Callable[[Layers], Picture]] = {
+PAINTERS: dict[str, Callable[[Layers], Picture]] = {
     "flat": flat,
     "pixel art": pixel_art,
     "ink drawing": ink_drawing,

@@ -8,7 +8,7 @@ import torch
 
 from soda_core import linalg
 from soda_core.errors import ManifoldError, SettingsError, ShapeError
-from soda_core.kronecker import LARGEST_DENSE_FACTOR, PRESETS, factor_sizes, geodesic_power, rotate, unrotate
+from soda_core.kronecker import FACTOR_PRESETS, LARGEST_DENSE_FACTOR, factor_sizes, geodesic_power, rotate, unrotate
 from soda_core.linalg import (
     canonical_lq,
     check_orthogonal,
@@ -149,8 +149,13 @@ def test_automatic_sizes_multiply_to_the_width(width, count) -> None:
         assert max(sizes) <= 32
 
 
+def sieve(limit: int) -> list[int]:
+    """The primes up to it."""
+    return [n for n in range(2, limit + 1) if all(n % p for p in range(2, math.isqrt(n) + 1))]
+
+
 def test_authors_sizes_by_name_and_fallback() -> None:
-    for name, table in PRESETS.items():
+    for name, table in FACTOR_PRESETS.items():
         for width, sizes in table.items():
             assert factor_sizes(width, name) == sizes
             assert math.prod(sizes) == width
@@ -163,6 +168,21 @@ def test_large_sizes_multiply_to_the_width_and_have_more_parameters(width) -> No
     assert math.prod(large) == width
     assert sum(k * (k - 1) for k in large) >= sum(k * (k - 1) for k in auto)
     assert max(large) <= max(96, *auto)
+
+
+@pytest.mark.parametrize(("preset", "count"), [("auto", 2), ("auto", 3), ("large", 1), ("large", 2), ("oft-size", 2)])
+def test_no_factor_is_dense_and_large_unless_it_is_asked_for(preset, count) -> None:
+    refused, primes = 0, sieve(4096)
+    for in_features in range(1, 4097):
+        prime = max((p for p in primes if in_features % p == 0), default=1)
+        if prime > LARGEST_DENSE_FACTOR:
+            refused += 1
+            with pytest.raises(SettingsError, match=f"{in_features} inputs .* prime factor {prime}"):
+                factor_sizes(in_features, preset, count)
+            continue
+        sizes = factor_sizes(in_features, preset, count)
+        assert math.prod(sizes) == in_features and max(sizes) <= LARGEST_DENSE_FACTOR, in_features
+    assert 1000 < refused < 2000
 
 
 def test_large_primes_are_refused_by_name() -> None:

@@ -249,35 +249,6 @@ def test_accumulation_equals_a_larger_batch() -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-def test_schedule() -> None:
-    s = replace(SETTINGS, steps=100, warmup_steps=10, schedule="cosine")
-    factors = [s.lr_factor(i) for i in range(100)]
-    assert factors[0] < factors[5] < factors[10] == 1.0
-    assert factors[10] > factors[50] > factors[99] > 0
-    assert factors[99] < 0.01
-    assert replace(s, schedule="constant").lr_factor(99) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"steps": 0}, "steps.*1 or more.*0"),
-        ({"steps": -5}, "steps"),
-        ({"rotation_lr": -1.0}, "rotation_lr"),
-        ({"shift_lr": math.nan}, "shift_lr"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"loss": "l1"}, "loss.*mse"),
-        ({"train": "nothing"}, "train.*shift only"),
-        ({"factor_preset": "x"}, "factor_preset.*svdiff-size"),
-        ({"layers": "pattern"}, "layer_pattern"),
-        ({"warmup_steps": 1000}, "warmup_steps"),
-    ],
-)
-def test_bad_settings_are_refused_with_the_good_ones(change, match) -> None:
-    with pytest.raises(SettingsError, match=match):
-        replace(SETTINGS, **change)
-
-
 class TestLosses:
     def test_mse_is_per_sample(self) -> None:
         x = torch.zeros(3, 2, 4)
@@ -370,14 +341,6 @@ def test_a_curve_survives_a_rounded_base_where_independent_shifts_do_not() -> No
 
     assert error(curve, torch.bfloat16) < 0.02 < 0.05 < error(independent, torch.bfloat16)
     assert error(curve, torch.float8_e4m3fn) < 0.15 < 0.8 < error(independent, torch.float8_e4m3fn)
-
-
-def test_knots_are_for_singular_values_and_for_more_of_them_than_knots() -> None:
-    for values in ({"shift_knots": 1}, {"shift_knots": -2}):
-        with pytest.raises(SettingsError, match="shift_knots"):
-            TrainSettings(**values)
-    assert TrainSettings().shift_size(320) == 16 and TrainSettings().shift_size(4) == 4
-    assert TrainSettings(shift_knots=0).shift_size(320) == TrainSettings(decomposition="qr").shift_size(320) == 320
 
 
 @pytest.mark.parametrize("decomposition", ["svd", "qr"])

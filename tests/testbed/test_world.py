@@ -34,7 +34,7 @@ def test_the_world_is_as_large_as_it_says() -> None:
     assert len(STYLES) + len(HELD_OUT_STYLES) >= 10 and not set(STYLES) & set(HELD_OUT_STYLES)
     assert len(SUBJECTS) >= 6 and len(REPORTED_SUBJECTS) >= 2
     assert len(HELD_OUT_STYLES) >= 3 and len(REPORTED_STYLES) >= 2
-    assert set(styles.STYLES) == {*STYLES, *HELD_OUT_STYLES}
+    assert set(styles.PAINTERS) == {*STYLES, *HELD_OUT_STYLES}
     assert all(len(glyphs) >= 2 for glyphs in CLASSES.values())
     assert all(min(bitmap.size) > 40 for bitmap in world_glyphs().values()) and world_glyphs().keys() == GLYPHS.keys()
 
@@ -56,7 +56,7 @@ def test_nothing_held_out_is_drawn_for_training() -> None:
     assert min(counts) > 0.6 * max(counts)
 
 
-@pytest.mark.parametrize("style", styles.STYLES)
+@pytest.mark.parametrize("style", styles.PAINTERS)
 def test_every_style_is_another_picture_and_looks_the_same_at_any_size(style: str) -> None:
     scene = replace(DOG, style=style)
     small, large = render(scene, SIDE) / 255, render(scene, 4 * SIDE) / 255
