@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 from ..soda_core.host.apply import apply_adapter
 from ..soda_core.host.server import progress_text
 from ..soda_core.host.training import RunOptions, TrainingData, train_in_graph
-from ..soda_core.report.charts import loss_curve, to_image_tensor
+from ..soda_core.report.loss_curve import loss_curve
+from ..soda_core.report.theme import to_image_tensor
 from ..soda_core.training.setting import settings_of
 from ..soda_core.training.settings import TrainSettings
 from .common import CATEGORY, LossMapType, adapter_output, filename_prefix, graph_metadata, widget

@@ -14,7 +14,11 @@ from ..adapter import SodaAdapter
 from ..fileformat import GRAPH_KEYS
 from ..layer import AdaptedLayer, SodaLayer, SodaSum
 from ..linalg import rotation_angles
-from .charts import LayerRow, adapter_picture, to_image_tensor
+from .adapter_picture import LayerRow, adapter_picture
+from .theme import to_image_tensor
+
+#: More than any layer of today's models has inputs.
+MOST_ANGLES = 2**15
 
 
 def picture(adapter: SodaAdapter) -> Tensor:
@@ -22,8 +26,7 @@ def picture(adapter: SodaAdapter) -> Tensor:
     rows = [row for name, layer in adapter.layers.items() for row in _rows(name, layer)]
     base = adapter.base_model.get("name") or "unknown base"
     trigger = f"   trigger: {adapter.trigger_phrase}" if adapter.trigger_phrase else ""
-    image = adapter_picture(rows, title=adapter.title, subtitle=f"{base}{trigger}")
-    return to_image_tensor(image)
+    return to_image_tensor(adapter_picture(rows, title=adapter.title, subtitle=f"{base}{trigger}"))
 
 
 def _rows(name: str, layer: AdaptedLayer) -> list[LayerRow]:
@@ -40,7 +43,8 @@ def _rows(name: str, layer: AdaptedLayer) -> list[LayerRow]:
 def layer_angles(factors: Sequence[Tensor]) -> Tensor | None:
     """Angles in degrees by which K turns its planes: all sums of one signed angle per factor, 0..180.
 
-    ``K``'s eigenvalues are the products of its factors', so its angles come without forming it.
+    ``K``'s eigenvalues are the products of its factors', so its angles come without forming it. Above
+    :data:`MOST_ANGLES` (a file may claim factors of any size) they are quantiles.
     """
     if not factors:
         return None
@@ -50,6 +54,8 @@ def layer_angles(factors: Sequence[Tensor]) -> Tensor | None:
         signs = torch.ones_like(angles)
         signs[1::2] = -1
         total = (total[:, None] + (angles * signs)[None, :]).flatten()
+        if len(total) > MOST_ANGLES:
+            total = total.sort().values[torch.linspace(0, len(total) - 1, MOST_ANGLES).round().long()]
     wrapped = torch.remainder(total.abs(), 2 * math.pi)
     return torch.rad2deg(torch.minimum(wrapped, 2 * math.pi - wrapped))
 

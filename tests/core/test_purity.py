@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[2]
 CHECK = """
 import sys
 from soda_core import SodaLayer, SodaAdapter, StiefelAdam, merge, losses
+import soda_core.report.inspection, soda_core.report.loss_curve
 losses.dco
-foreign = [m for m in sys.modules if m.split(".")[0] in ("comfy", "folder_paths", "diffusers", "PIL", "numpy.random")]
+others = ("comfy", "folder_paths", "diffusers", "PIL", "matplotlib", "numpy.random")
+foreign = [m for m in sys.modules if m.split(".")[0] in others]
 assert not [m for m in foreign if not m.startswith("numpy")], foreign
 print("pure")
 """
