@@ -185,12 +185,12 @@ def fit(preset: str, side: int, variant: str) -> Row:
     from soda_core.host import spectra, training
     from soda_core.spectral import from_tensors
 
-    def undecomposed(weight: Any, kind: Any, device: Any, dtype: Any) -> Any:
-        out, width = weight.shape[0], weight[0].numel()
+    def undecomposed(weight: Any, kind: Any, dtype: Any) -> Any:
+        out, width = weight.matrix.shape
         rank = min(out, width)
         shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, width), "Qh": (rank, width)}
         tensors = {name: torch.empty(shape) for name, shape in shapes.items()} | {"out": torch.tensor(out)}
-        return from_tensors(kind, tensors).to(device, dtype)
+        return from_tensors(kind, tensors).to(weight.device, dtype)
 
     def enough() -> None:
         raise _Enough

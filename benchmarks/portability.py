@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.lib.machine import write_rows
-from soda_core.adapter import BaseReport
+from soda_core.base_check import BaseReport
+from soda_core.base_weight import BaseWeight
 from soda_core.spectral import decompose
 from testbed import evaluate, model_files
 from testbed.bed import TestBed
@@ -103,12 +104,12 @@ def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, l
         for name, layer in trained.adapter.layers.items():
             weight, there = weights[keys[name]], trained_on[name]
             here = there if base == "fp32" else decompose(weight, layer.decomposition)
-            spectra = {layer.decomposition: here}
+            found = BaseWeight(weight, spectra=[here])
             expected = there.delta(layer.shift)
             errors.append(float((here.delta(layer.shift) - expected).norm()))
             sizes.append(float(expected.norm()))
-            checks[name] = layer.spectral_error(weight, spectra)
-            again[name] = layer.delta(weight, spectra=spectra)
+            checks[name] = layer.check_base(found)
+            again[name] = layer.delta(found)
             if base != "fp32":
                 rows.append({**common, "base": base, "layer": name, "error": errors[-1] / sizes[-1],
                              "predicted": checks[name].spectral_error})  # fmt: skip

@@ -26,6 +26,7 @@ from benchmarks.lib.machine import pivot, whole, write_rows
 from benchmarks.lib.timing import Timing, interleaved
 from soda_core import fileformat
 from soda_core.adapter import SodaAdapter
+from soda_core.base_weight import BaseWeight
 from soda_core.errors import SettingsError
 from soda_core.kronecker import factor_sizes
 from soda_core.layer import SodaLayer
@@ -84,7 +85,7 @@ def load(family: Family, spectra: Spectra) -> Iterable[Row]:
         for kind in get_args(Decomposition):
             shifted = SodaLayer(kind, factors, shift)
             ways[f"{kind.upper()}, decomposed before"] = lambda W=W, layer=shifted, known=known: (
-                W + layer.delta(W, spectra=known)
+                W + layer.delta(BaseWeight(W, spectra=known.values()))
             )
         timings |= interleaved(ways, repeats(float(out * width * rank) * 100), warmup=1)
         for way, timing in timings.items():
@@ -109,7 +110,7 @@ def merging(family: Family, spectra: Spectra) -> Iterable[Row]:
         name = next(name for name, of in family.layers.items() if of == shape)
         one = [SodaAdapter({name: adapter.layers[name]}, adapter.metadata) for adapter in pair]
         W = torch.randn(shape)
-        base = W, spectra[shape]
+        base = BaseWeight(W, spectra=spectra[shape].values())
         way = {"report": lambda one=one, base=base: interference(one[0], one[1], lambda _: base)}  # type: ignore[misc]
         seconds += count * interleaved(way, 3, warmup=1)["report"].median
     yield _row("merge", family, "report, with the base", seconds)
@@ -129,7 +130,7 @@ def files(family: Family, _: Spectra) -> Iterable[Row]:
         except SettingsError:
             continue
         size = len(fileformat.to_bytes(adapter.layers, adapter.metadata))
-        yield _row("file", family, f"SODA, {name}", params=adapter.parameters(), bytes=size)
+        yield _row("file", family, f"SODA, {name}", params=adapter.num_parameters, bytes=size)
 
 
 # --------------------------------------------------------------------------------------------------- one at a time

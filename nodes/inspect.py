@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..soda_core.host.apply import base_report
+from ..soda_core.host.apply import check_base
+from ..soda_core.report.base_check import summary, table
 from ..soda_core.report.inspection import metadata_text, picture
 from .common import CATEGORY, SodaAdapterType
 
@@ -42,6 +43,6 @@ class SodaInspectAdapter(io.ComfyNode):
         image = picture(adapter)
         text = metadata_text(adapter)
         if model is not None:
-            checked = base_report(model, adapter)
-            text += f"\n\n{checked.summary()}\n\n{checked.table()}"
+            report = check_base(model, adapter)
+            text += f"\n\n{summary(report)}\n\n{table(report)}"
         return io.NodeOutput(image, text, ui=ui.PreviewImage(image, cls=cls))

@@ -6,7 +6,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..soda_core.host.apply import weight_lookup
-from ..soda_core.merge import interference, merge, report
+from ..soda_core.merge import interference, merge
+from ..soda_core.report.merge import interference_report
 from .common import CATEGORY, SodaAdapterType, adapter_output, strength
 
 
@@ -61,5 +62,5 @@ class SodaMerge(io.ComfyNode):
     def execute(cls, subject, style, subject_strength, style_strength, method, model=None) -> io.NodeOutput:
         merged = merge(subject, style, subject_strength, style_strength, method)
         rows = interference(subject, style, None if model is None else weight_lookup(model, subject, style))
-        text = report(subject, style, rows, merged)
+        text = interference_report(subject, style, rows, merged)
         return io.NodeOutput(merged, text, ui=ui.PreviewText(text))

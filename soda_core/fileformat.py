@@ -4,7 +4,8 @@
 Tensors of a layer (``<layer>`` is the base model's module path, e.g. ``diffusion_model.….attn1.to_q``):
 
 - ``<layer>.soda_factor_0`` … ``(k_i, k_i)``, ``<layer>.soda_shift (r,)``,
-- ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0;
+- ``<layer>.soda_knots (knots,)``: only where the shift is a curve, its knots' heights,
+- ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0 (the key is older than that name);
 - a delta merge holds the same once per term: ``<layer>.soda_term_0_factor_0`` …
 
 Metadata: ``soda`` = sorted JSON ``{format_version, layers, metadata}``; beside it the flat ``modelspec.*``, ``ss_*``
@@ -13,13 +14,10 @@ and ``sshs_*`` keys that model managers read, all derived from it. Files never h
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import re
 import struct
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from . import files
+from .base_check import SKETCH_SHAPE, Sketches
 from .errors import FileFormatError, SodaError
-from .layer import AdaptedLayer, Probe, SodaLayer, SodaSum
-from .probe import SKETCH_SHAPE
+from .layer import AdaptedLayer, SodaLayer, SodaSum
 
 FORMAT_VERSION = 1
 HEADER_LIMIT = 100 * 1024 * 1024
@@ -39,8 +38,6 @@ HEADER_LIMIT = 100 * 1024 * 1024
 #: Metadata that is stored as a flat key of its own, not inside the JSON: the host's front end looks for these names
 #: when a file is dropped on the graph.
 GRAPH_KEYS = ("workflow", "prompt")
-
-_KEY = re.compile(r"^(?P<layer>.+)\.soda_(?:term_(?P<term>\d+)_)?(?P<part>factor_(?P<index>\d+)|shift|probe)$")
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -55,16 +52,10 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], meta
     """
     path = Path(path)
     data = to_bytes(layers, metadata)
-    partial = _partial(path)
     try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with files.replacing(path) as unfinished:
+            unfinished.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise SodaError(
             f"cannot write {path.name!r} ({len(data) / 2**20:.1f} MiB): {error.strerror or error}; "
             "free some space or make the folder writable, then save again"
@@ -74,19 +65,12 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], meta
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise now what :func:`write` would raise later of a name or folder that takes no file."""
     path = Path(path)
-    partial = _partial(path)
     try:
-        partial.touch()
-        partial.unlink()
+        files.check_writable(path)
     except OSError as error:
         raise SodaError(
             f"cannot write {path.name!r}: {error.strerror or error}; make the folder writable or choose another name"
         ) from error
-
-
-def _partial(path: Path) -> Path:
-    """Where a file is written until it is complete."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def to_bytes(layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) -> bytes:
@@ -105,7 +89,7 @@ def to_bytes(layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) ->
     except (TypeError, ValueError) as error:
         raise FileFormatError(f"the adapter's metadata is not plain JSON: {error}") from error
     header |= {key: str(metadata[key]) for key in GRAPH_KEYS if metadata.get(key)}
-    header |= _manager_keys(plain, tensor_hash(tensors), sum(layer.parameters() for layer in layers.values()))
+    header |= _manager_keys(plain, tensor_hash(tensors), sum(layer.num_parameters for layer in layers.values()))
     return _sort_header(safetensors.torch.save(tensors, header))
 
 
@@ -135,13 +119,14 @@ def layer_hash(layer: AdaptedLayer) -> str:
 
 def _flatten(name: str, layer: AdaptedLayer, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Add a layer's tensors to ``tensors``; return its part of the JSON."""
-    if isinstance(layer, SodaSum):
-        terms = []
-        for i, (strength, term) in enumerate(layer.terms):
-            terms.append({"strength": strength, **_flatten_single(f"{name}.soda_term_{i}_", term, tensors)})
-        return {"terms": terms}
-    assert isinstance(layer, SodaLayer)
-    return _flatten_single(f"{name}.soda_", layer, tensors)
+    if layer.single is not None:
+        return _flatten_single(f"{name}.soda_", layer.single, tensors)
+    return {
+        "terms": [
+            {"strength": strength, **_flatten_single(f"{name}.soda_term_{i}_", term, tensors)}
+            for i, (strength, term) in enumerate(layer.terms)
+        ]
+    }
 
 
 def _flatten_single(prefix: str, layer: SodaLayer, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -152,15 +137,19 @@ def _flatten_single(prefix: str, layer: SodaLayer, tensors: dict[str, Tensor]) -
         put(f"factor_{i}", R)
     if layer.shift is not None:
         put("shift", layer.shift)
-    if layer.probe is not None:
-        put("probe", torch.stack([layer.probe.spectral, layer.probe.base]))
-    return {
+    if layer.knots is not None:
+        put("knots", layer.knots)
+    if layer.sketches is not None:
+        put("probe", torch.stack([layer.sketches.spectral, layer.sketches.base]))
+    described = {
         "decomposition": layer.decomposition,
         "factors": [R.shape[-1] for R in layer.factors],
         "shift": None if layer.shift is None else layer.shift.numel(),
         "shape": None if layer.shape is None else list(layer.shape),
-        "probe": layer.probe is not None,
+        "probe": layer.sketches is not None,
     }
+    # absent where there are none: files without knots are what they were before there were any
+    return described if layer.knots is None else {**described, "knots": layer.knots.numel()}
 
 
 def _manager_keys(metadata: Mapping[str, Any], digest: str, parameters: int) -> dict[str, str]:
@@ -301,13 +290,14 @@ def _single(prefix: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], u
         unused.discard(key)
         return tensor
 
-    probe = take("probe", 2, *SKETCH_SHAPE) if entry["probe"] else None
+    sketches = take("probe", 2, *SKETCH_SHAPE) if entry["probe"] else None
     return SodaLayer(
         decomposition=entry["decomposition"],
         factors=[take(f"factor_{i}", k, k) for i, k in enumerate(entry["factors"])],
         shift=None if entry["shift"] is None else take("shift", entry["shift"]),
         shape=None if entry["shape"] is None else tuple(entry["shape"]),
-        probe=None if probe is None else Probe(probe[0], probe[1]),
+        sketches=None if sketches is None else Sketches(sketches[0], sketches[1]),
+        knots=take("knots", entry["knots"]) if entry.get("knots") is not None else None,
     )
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -14,11 +15,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .base_check import SKETCH_SHAPE, BaseCheck, Sketches, overall_error, relative_error, sketch, sketch_of
+from .base_weight import BaseWeight
 from .errors import BaseMismatchError, FileFormatError, SettingsError
 from .kronecker import geodesic_power, rotate
-from .linalg import check_orthogonal, flatten_weight, result_dtype
-from .probe import SKETCH_SHAPE, relative_error, sketch, sketch_of
-from .spectral import Decomposition, Spectrum, decompose
+from .linalg import check_orthogonal
+from .spectral import Decomposition, Spectrum
 
 StrengthMode = Literal["linear", "geodesic"]
 
@@ -39,103 +41,69 @@ def adapted_weight(W: Tensor, factors: Sequence[Tensor], shift: Tensor | None, s
     return rotate(W, factors)
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in get_args(StrengthMode):
-        raise SettingsError(f"unknown strength mode {mode!r}; choose one of {list(get_args(StrengthMode))}")
+class AdaptedLayer(ABC):
+    """The change of one layer's weight: a SODA layer, or a sum of several.
 
-
-def _compute_weight(weight: Tensor) -> Tensor:
-    """``(out, in, *kernel)`` in any dtype -> ``(out, in')`` in float32 or float64."""
-    W = flatten_weight(weight.detach())
-    return W.to(result_dtype(W))
-
-
-class AdaptedLayer:
-    """What single layers and sums of layers have in common."""
+    Wherever a base weight is asked for, a plain tensor ``(out, in, *kernel)`` does as well as a :class:`BaseWeight`.
+    """
 
     #: shape of the weight it was trained on, where known
     shape: tuple[int, ...] | None
+    #: strengths and SODA layers that it is the sum of; of a SODA layer itself at 1
+    terms: tuple[tuple[float, SodaLayer], ...]
 
     @property
-    def needs_spectrum(self) -> tuple[Decomposition, ...]:
-        """The decompositions of the base weight that its shifts need."""
-        raise NotImplementedError
+    @abstractmethod
+    def single(self) -> SodaLayer | None:
+        """The layer as one rotation and one shift; None for a sum, which has neither."""
 
     @property
-    def width(self) -> int | None:
+    @abstractmethod
+    def in_features(self) -> int | None:
         """Number of inputs it rotates, ``in * prod(kernel)``, where it can be told."""
-        raise NotImplementedError
 
-    def parameters(self) -> int:
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def num_parameters(self) -> int:
+        """How many numbers the rotations and shifts hold; knots, which say a shift again, are not counted."""
 
-    def delta(
-        self,
-        weight: Tensor,
-        strength: float = 1.0,
-        mode: StrengthMode = "linear",
-        spectra: dict[Decomposition, Spectrum] | None = None,
-    ) -> Tensor:
-        """``W(strength) - W0``, in float32 (float64 for a float64 weight) and weight's shape."""
-        raise NotImplementedError
+    @abstractmethod
+    def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
+        """``W(strength) - W0``, in float32 (float64 for a float64 weight) and weight's shape, where it is computed."""
 
-    def adapt(
-        self,
-        weight: Tensor,
-        strength: float = 1.0,
-        mode: StrengthMode = "linear",
-        spectra: dict[Decomposition, Spectrum] | None = None,
-    ) -> Tensor:
+    def adapt(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
         """The adapted weight, in weight's shape, dtype and device; weight itself is untouched.
 
         Args:
             weight: pristine base weight ``(out, in, *kernel)``.
             strength: 0 = base, 1 = as trained; any real number.
             mode: "linear" ``W0 + s (W - W0)``; "geodesic" ``R_i^s`` and ``s shift``, which stays a SODA layer.
-            spectra: decompositions of weight by kind, where they are kept; else computed here.
         """
-        W = _compute_weight(weight)
-        delta = self.delta(weight, strength, mode, spectra)
-        return (W + delta.flatten(1)).reshape(weight.shape).to(weight.dtype)
+        base = BaseWeight.of(weight)
+        delta = self.delta(base, strength, mode)
+        return (base.matrix + delta.flatten(1)).reshape(base.shape).to(base.stored)
 
-    def spectral_error(self, weight: Tensor, spectra: dict[Decomposition, Spectrum] | None = None) -> BaseCheck | None:
-        """How well the spectral part is reproduced on ``weight``; None where the file carries no probe."""
-        raise NotImplementedError
+    @abstractmethod
+    def check_base(self, weight: Tensor | BaseWeight) -> BaseCheck | None:
+        """How well the spectral part is reproduced on ``weight``; None where the layer carries no sketches."""
 
-    def check_shape(self, name: str, weight: Tensor) -> None:
-        """Raise unless the layer fits ``weight``."""
-        width = math.prod(weight.shape[1:])
-        if self.shape is not None and tuple(self.shape) != tuple(weight.shape):
+    def check_shape(self, name: str, shape: Sequence[int]) -> None:
+        """Raise unless the layer, called ``name``, fits a weight of ``shape``."""
+        if self.shape is not None and tuple(self.shape) != tuple(shape):
             raise BaseMismatchError(
                 f"layer {name!r} was trained on a weight of shape {tuple(self.shape)}, the base model has "
-                f"{tuple(weight.shape)}; use the base model the adapter was trained on"
+                f"{tuple(shape)}; use the base model the adapter was trained on"
             )
-        if self.width is not None and self.width != width:
+        in_features = math.prod(shape[1:])
+        if self.in_features is not None and self.in_features != in_features:
             raise BaseMismatchError(
-                f"layer {name!r} rotates {self.width} inputs, the base model's weight of shape "
-                f"{tuple(weight.shape)} has {width}; use the base model the adapter was trained on"
+                f"layer {name!r} rotates {self.in_features} inputs, the base model's weight of shape "
+                f"{tuple(shape)} has {in_features}; use the base model the adapter was trained on"
             )
 
+    @abstractmethod
     def validate(self, name: str) -> None:
         """Raise unless every tensor is finite, well shaped and on its manifold."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class BaseCheck:
-    """The base check of one layer (relative errors, 0.02 = 2 %)."""
-
-    spectral_error: float  #: ‖Δ' - Δ‖ / ‖Δ‖, Δ as trained and Δ' on the weight at hand
-    spectral_norm: float  #: ‖Δ‖ as trained, to weigh layers against each other
-    base_distance: float  #: ‖W0' - W0‖ / ‖W0‖: is it the same base at all
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Sketches (see :mod:`.probe`) taken when the layer was trained."""
-
-    spectral: Tensor
-    base: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +114,17 @@ class SodaLayer(AdaptedLayer):
         decomposition: "svd" or "qr".
         factors: orthogonal ``R_i (k_i, k_i)``; ``[]`` = no rotation.
         shift: ``(r,)`` with ``r = min(out, in)``; None = no shift.
+        sketches: what the base check compares with; None = nothing to compare.
+        knots: ``(knots,)`` heights of the curve that an SVD shift is (see :meth:`.spectral.SvdSpectrum.knots`); None
+            where the shift is no such curve. The shift alone decides what the layer does; knots let it train further.
     """
 
     decomposition: Decomposition = "svd"
     factors: Sequence[Tensor] = field(default_factory=list)
     shift: Tensor | None = None
     shape: tuple[int, ...] | None = None
-    probe: Probe | None = None
+    sketches: Sketches | None = None
+    knots: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.decomposition not in get_args(Decomposition):
@@ -160,15 +132,26 @@ class SodaLayer(AdaptedLayer):
                 f"unknown decomposition {self.decomposition!r}; choose one of {list(get_args(Decomposition))}"
             )
 
-    @property
-    def needs_spectrum(self) -> tuple[Decomposition, ...]:
-        return () if self.shift is None else (self.decomposition,)
+    def __repr__(self) -> str:
+        sizes = " x ".join(str(R.shape[-1]) for R in self.factors) or "none"
+        shift = "none" if self.shift is None else str(self.shift.numel())
+        knots = "" if self.knots is None else f" on {self.knots.numel()} knots"
+        return f"SodaLayer({self.decomposition}, shape={self.shape}, factors {sizes}, shift {shift}{knots})"
 
     @property
-    def width(self) -> int | None:
+    def terms(self) -> tuple[tuple[float, SodaLayer], ...]:  # type: ignore[override]
+        return ((1.0, self),)
+
+    @property
+    def single(self) -> SodaLayer | None:
+        return self
+
+    @property
+    def in_features(self) -> int | None:
         return math.prod(R.shape[-1] for R in self.factors) if self.factors else None
 
-    def parameters(self) -> int:
+    @property
+    def num_parameters(self) -> int:
         return sum(R.numel() for R in self.factors) + (0 if self.shift is None else self.shift.numel())
 
     def at_strength(self, strength: float) -> SodaLayer:
@@ -179,60 +162,53 @@ class SodaLayer(AdaptedLayer):
             self,
             factors=geodesic_power(self.factors, strength),
             shift=None if self.shift is None else self.shift * strength,
-            probe=None,
+            sketches=None,
+            knots=None if self.knots is None else self.knots * strength,
         )
 
-    def delta(
-        self,
-        weight: Tensor,
-        strength: float = 1.0,
-        mode: StrengthMode = "linear",
-        spectra: dict[Decomposition, Spectrum] | None = None,
-    ) -> Tensor:
-        _check_mode(mode)
-        W = _compute_weight(weight)
+    def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
+        if mode not in get_args(StrengthMode):
+            raise SettingsError(f"unknown strength mode {mode!r}; choose one of {list(get_args(StrengthMode))}")
+        base = BaseWeight.of(weight)
+        W = base.matrix
         if strength == 0.0:
-            return torch.zeros_like(W).reshape(weight.shape)
+            return torch.zeros_like(W).reshape(base.shape)
         layer = self if mode == "linear" else self.at_strength(strength)
         factors = [R.to(W) for R in layer.factors]
-        shift = None if layer.shift is None else layer.shift.to(W)
-        spectrum = self._spectrum(weight, spectra)
-        if shift is not None and shift.shape != (min(W.shape),):
-            raise BaseMismatchError(
-                f"the shift has {tuple(shift.shape)} entries, a weight of shape {tuple(weight.shape)} has "
-                f"{min(W.shape)} singular values; use the base model the adapter was trained on"
-            )
+        shift = spectrum = None
+        if layer.shift is not None:
+            shift = layer.shift.to(W)
+            if shift.shape != (min(W.shape),):
+                raise BaseMismatchError(
+                    f"the shift has {tuple(shift.shape)} entries, a weight of shape {base.shape} has "
+                    f"{min(W.shape)} singular values; use the base model the adapter was trained on"
+                )
+            spectrum = base.spectrum(self.decomposition)
         delta = adapted_weight(W, factors, shift, spectrum) - W
         if mode == "linear" and strength != 1.0:
             delta = delta * strength
-        return delta.reshape(weight.shape)
+        return delta.reshape(base.shape)
 
-    def _spectrum(self, weight: Tensor, spectra: dict[Decomposition, Spectrum] | None) -> Spectrum | None:
+    def with_base_check(self, weight: Tensor | BaseWeight) -> SodaLayer:
+        """The layer with its shape and sketches filled in from the pristine weight it was trained on."""
+        base = BaseWeight.of(weight)
+        return replace(self, shape=base.shape, sketches=Sketches(self._spectral_sketch(base), sketch(base.matrix)))
+
+    def _spectral_sketch(self, base: BaseWeight) -> Tensor:
         if self.shift is None:
-            return None
-        if spectra and self.decomposition in spectra:
-            return spectra[self.decomposition]
-        return decompose(weight, self.decomposition)
-
-    def with_probe(self, weight: Tensor, spectrum: Spectrum | None) -> SodaLayer:
-        """The layer with its base check filled in for the pristine weight it was trained on."""
-        W = _compute_weight(weight)
-        return replace(self, shape=tuple(weight.shape), probe=Probe(self._sketch(spectrum), sketch(W)))
-
-    def _sketch(self, spectrum: Spectrum | None) -> Tensor:
-        if self.shift is None or spectrum is None:
             return torch.zeros(SKETCH_SHAPE)
+        spectrum = base.spectrum(self.decomposition)
         shift = self.shift.to(spectrum.like.device)
-        return sketch_of(lambda x: spectrum.apply(x.to(spectrum.like), shift), spectrum.width, shift.device)
+        return sketch_of(lambda x: spectrum.apply(x.to(spectrum.like), shift), spectrum.in_features, shift.device)
 
-    def spectral_error(self, weight: Tensor, spectra: dict[Decomposition, Spectrum] | None = None) -> BaseCheck | None:
-        if self.probe is None:
+    def check_base(self, weight: Tensor | BaseWeight) -> BaseCheck | None:
+        if self.sketches is None:
             return None
-        measured = self._sketch(self._spectrum(weight, spectra))
+        base = BaseWeight.of(weight)
         return BaseCheck(
-            spectral_error=relative_error(measured, self.probe.spectral),
-            spectral_norm=float(self.probe.spectral.norm()),
-            base_distance=relative_error(sketch(_compute_weight(weight)), self.probe.base),
+            spectral_error=relative_error(self._spectral_sketch(base), self.sketches.spectral),
+            spectral_norm=float(self.sketches.spectral.norm()),
+            base_distance=relative_error(sketch(base.matrix), self.sketches.base),
         )
 
     def validate(self, name: str) -> None:
@@ -240,11 +216,8 @@ class SodaLayer(AdaptedLayer):
             ok, reason = check_orthogonal(R)
             if not ok:
                 raise FileFormatError(f"factor {i} of layer {name!r} {reason}; train or export the adapter again")
-        if self.shift is not None and (self.shift.ndim != 1 or not bool(torch.isfinite(self.shift).all())):
-            raise FileFormatError(
-                f"the shift of layer {name!r} holds NaN or infinite values, or is not one-dimensional "
-                f"(shape {tuple(self.shift.shape)}); the training run diverged or the file is damaged"
-            )
+        if self.shift is not None:
+            _check_vector(f"the shift of layer {name!r}", self.shift)
         if self.shift is not None and self.shape is not None:
             rank = min(self.shape[0], math.prod(self.shape[1:]))
             if self.shift.numel() != rank:
@@ -252,15 +225,27 @@ class SodaLayer(AdaptedLayer):
                     f"the shift of layer {name!r} has {self.shift.numel()} entries, expected {rank} for a weight of "
                     f"shape {tuple(self.shape)}"
                 )
-        if self.probe is not None:
-            for sketched in (self.probe.spectral, self.probe.base):
+        if self.knots is not None:
+            if self.shift is None or self.decomposition != "svd":
+                raise FileFormatError(f"layer {name!r} has knots of a curve but no SVD shift; export the adapter again")
+            _check_vector(f"the curve of layer {name!r}", self.knots)
+        if self.sketches is not None:
+            for sketched in (self.sketches.spectral, self.sketches.base):
                 if tuple(sketched.shape) != SKETCH_SHAPE or not bool(torch.isfinite(sketched).all()):
-                    raise FileFormatError(f"the base-check probe of layer {name!r} is damaged")
+                    raise FileFormatError(f"the base check of layer {name!r} is damaged")
+
+
+def _check_vector(what: str, vector: Tensor) -> None:
+    if vector.ndim != 1 or not vector.numel() or not bool(torch.isfinite(vector).all()):
+        raise FileFormatError(
+            f"{what} holds NaN or infinite values, or is not one-dimensional "
+            f"(shape {tuple(vector.shape)}); the training run diverged or the file is damaged"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class SodaSum(AdaptedLayer):
-    """``W0 + Σ a_i (W_i - W0)``: the paper's training-free merge of one layer (section 3.4).
+    """``W0 + Σ a_i (W_i - W0)``: the paper's training-free merge of one layer (Zhang et al. 2025, section 3.4).
 
     Args:
         terms: ``(a_i, layer_i)``.
@@ -268,46 +253,38 @@ class SodaSum(AdaptedLayer):
 
     terms: tuple[tuple[float, SodaLayer], ...]
 
+    def __repr__(self) -> str:
+        return f"SodaSum({' + '.join(f'{strength:g} x {layer}' for strength, layer in self.terms)})"
+
     @property
     def shape(self) -> tuple[int, ...] | None:  # type: ignore[override]
         return next((layer.shape for _, layer in self.terms if layer.shape is not None), None)
 
     @property
-    def needs_spectrum(self) -> tuple[Decomposition, ...]:
-        return tuple(sorted({kind for _, layer in self.terms for kind in layer.needs_spectrum}))
+    def single(self) -> SodaLayer | None:
+        return None
 
     @property
-    def width(self) -> int | None:
-        return next((layer.width for _, layer in self.terms if layer.width is not None), None)
+    def in_features(self) -> int | None:
+        return next((layer.in_features for _, layer in self.terms if layer.in_features is not None), None)
 
-    def parameters(self) -> int:
-        return sum(layer.parameters() for _, layer in self.terms)
+    @property
+    def num_parameters(self) -> int:
+        return sum(layer.num_parameters for _, layer in self.terms)
 
-    def delta(
-        self,
-        weight: Tensor,
-        strength: float = 1.0,
-        mode: StrengthMode = "linear",
-        spectra: dict[Decomposition, Spectrum] | None = None,
-    ) -> Tensor:
-        _check_mode(mode)
-        spectra = dict(spectra or {})
-        for kind in self.needs_spectrum:  # once, not once per term
-            if kind not in spectra:
-                spectra[kind] = decompose(weight, kind)
-        total = torch.zeros_like(_compute_weight(weight)).reshape(weight.shape)
+    def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
+        base = BaseWeight.of(weight)  # decomposed once, not once per term
+        total = torch.zeros_like(base.matrix).reshape(base.shape)
         for a, layer in self.terms:
-            total += a * layer.delta(weight, strength, mode, spectra)
+            total += a * layer.delta(base, strength, mode)
         return total
 
-    def spectral_error(self, weight: Tensor, spectra: dict[Decomposition, Spectrum] | None = None) -> BaseCheck | None:
-        checks = [(a, layer.spectral_error(weight, spectra)) for a, layer in self.terms]
-        known = [(abs(a), check) for a, check in checks if check is not None]
-        if not known:
+    def check_base(self, weight: Tensor | BaseWeight) -> BaseCheck | None:
+        base = BaseWeight.of(weight)
+        checks = [(a, check) for a, layer in self.terms if (check := layer.check_base(base)) is not None]
+        if not checks:
             return None
-        norm = math.hypot(*(a * c.spectral_norm for a, c in known))
-        error = math.hypot(*(a * c.spectral_norm * c.spectral_error for a, c in known if c.spectral_norm))
-        return BaseCheck(error / norm if norm else 0.0, norm, max(c.base_distance for _, c in known))
+        return BaseCheck(*overall_error(checks), max(check.base_distance for _, check in checks))
 
     def validate(self, name: str) -> None:
         if not self.terms:

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from .adapter import SodaAdapter
+from .base_check import Sketches, relative_error
+from .base_weight import BaseWeight
 from .errors import MergeError, SettingsError
 from .kronecker import geodesic_power
-from .layer import AdaptedLayer, Probe, SodaLayer, SodaSum
+from .layer import AdaptedLayer, SodaLayer, SodaSum
 from .linalg import in_batches, orthogonal_log, rotation_angles, skew_exp
-from .spectral import Decomposition, Spectrum
 
 MergeMethod = Literal["delta", "geodesic"]
 
-#: The pristine weight of a layer and its decompositions, or None where the model has no such layer.
-WeightLookup = Callable[[str], "tuple[Tensor, dict[Decomposition, Spectrum]] | None"]
+#: The base weight of a layer by its name, or None where the model has no such layer.
+WeightLookup = Callable[[str], BaseWeight | None]
+
+#: Two sketches of one weight differ by float32 rounding at most, those of its copy in another precision by more.
+_SAME_BASE = 1e-5
 
 
 def merge(
@@ -82,13 +86,7 @@ def _same_family(a: SodaAdapter, b: SodaAdapter) -> bool:
 
 
 def _delta_layer(parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
-    terms: list[tuple[float, SodaLayer]] = []
-    for strength, layer in parts:
-        if isinstance(layer, SodaSum):
-            terms += [(strength * a, term) for a, term in layer.terms]
-        elif isinstance(layer, SodaLayer):
-            terms.append((strength, layer))
-    return SodaSum(tuple(terms))
+    return SodaSum(tuple((strength * a, term) for strength, layer in parts for a, term in layer.terms))
 
 
 Parts = list[tuple[float, SodaLayer]]
@@ -98,9 +96,9 @@ Rotations = list[tuple[float, Sequence[Tensor]]]
 def _single_layers(name: str, parts: list[tuple[float, AdaptedLayer]]) -> Parts:
     single: Parts = []
     for strength, layer in parts:
-        if not isinstance(layer, SodaLayer):
+        if layer.single is None:
             raise MergeError(f"layer {name!r} is already a delta merge, which has no factors; use method 'delta'")
-        single.append((strength, layer))
+        single.append((strength, layer.single))
     return single
 
 
@@ -126,7 +124,8 @@ def _geodesic_layer(name: str, parts: Parts, factors: list[Tensor]) -> SodaLayer
         factors=factors,
         shift=shift if shifted else None,
         shape=next((layer.shape for _, layer in parts if layer.shape is not None), None),
-        probe=_merged_probe(parts),
+        sketches=_merged_sketches(parts),
+        knots=_merged_knots(shifted),
     )
 
 
@@ -153,14 +152,32 @@ def _geodesic_factors(rotations: Mapping[str, Rotations]) -> dict[str, list[Tens
     return merged
 
 
-def _merged_probe(parts: Parts) -> Probe | None:
+def _merged_sketches(parts: Parts) -> Sketches | None:
     """Δ is linear in the shift (exactly for QR, and for SVD where no ReLU clips), so its sketch is too."""
-    probes = [(a, layer.probe) for a, layer in parts]
-    known = [(a, probe) for a, probe in probes if probe is not None]
-    if len(known) != len(probes):
+    known = [(a, layer.sketches) for a, layer in parts if layer.sketches is not None]
+    if len(known) != len(parts):
         return None
     zero = torch.zeros_like(known[0][1].spectral)
-    return Probe(sum((a * probe.spectral for a, probe in known), zero), known[0][1].base)
+    return Sketches(sum((a * sketches.spectral for a, sketches in known), zero), known[0][1].base)
+
+
+def _merged_knots(shifted: Parts) -> Tensor | None:
+    """A sum of curves is a curve through the sums of their knots' heights, if all run over the same singular values.
+
+    None where they are not known to: another number of knots, another base, or no sketches to tell it by.
+    """
+    curves = [(a, layer.knots) for a, layer in shifted if layer.knots is not None]
+    if not curves or len(curves) != len(shifted) or len({knots.shape for _, knots in curves}) > 1:
+        return None
+    if len(curves) > 1 and not _one_base([layer for _, layer in shifted]):
+        return None
+    return sum((a * knots for a, knots in curves), torch.zeros_like(curves[0][1]))
+
+
+def _one_base(layers: Sequence[SodaLayer]) -> bool:
+    """Whether layers are known to have been trained on the same weight."""
+    bases = [layer.sketches.base for layer in layers if layer.sketches is not None]
+    return len(bases) == len(layers) and all(relative_error(base, bases[0]) < _SAME_BASE for base in bases)
 
 
 def _metadata(parts: list[tuple[SodaAdapter, float]], method: str) -> dict[str, Any]:
@@ -206,19 +223,14 @@ def interference(
     }
 
 
-def _interference(
-    a: AdaptedLayer, b: AdaptedLayer, base: tuple[Tensor, dict[Decomposition, Spectrum]] | None
-) -> Interference:
-    cosine = None
-    if base is not None:
-        weight, spectra = base
-        cosine = _cosine(a.delta(weight, spectra=spectra), b.delta(weight, spectra=spectra))
+def _interference(a: AdaptedLayer, b: AdaptedLayer, base: BaseWeight | None) -> Interference:
+    cosine = None if base is None else _cosine(a.delta(base), b.delta(base))
     distance = shift_cosine = None
-    if isinstance(a, SodaLayer) and isinstance(b, SodaLayer):
-        if a.factors and [R.shape for R in a.factors] == [R.shape for R in b.factors]:
-            distance = rotation_distance(a, b)
-        if a.shift is not None and b.shift is not None and a.decomposition == b.decomposition:
-            shift_cosine = _cosine(a.shift, b.shift)
+    if (one := a.single) is not None and (other := b.single) is not None:
+        if one.factors and [R.shape for R in one.factors] == [R.shape for R in other.factors]:
+            distance = rotation_distance(one, other)
+        if one.shift is not None and other.shift is not None and one.decomposition == other.decomposition:
+            shift_cosine = _cosine(one.shift, other.shift)
     return Interference(cosine, distance, shift_cosine)
 
 
@@ -238,47 +250,3 @@ def rotation_distance(a: SodaLayer, b: SodaLayer) -> float:
     pairs = zip(a.factors, b.factors, strict=True)
     mean_squares = [float(rotation_angles(Ra.double().mT @ Rb.double()).square().mean()) for Ra, Rb in pairs]
     return math.degrees(math.sqrt(sum(mean_squares)))
-
-
-def report(subject: SodaAdapter, style: SodaAdapter, rows: Mapping[str, Interference], merged: SodaAdapter) -> str:
-    """The interference as text a person reads: the summary first, then a line per layer, most interfering first."""
-    settings = merged.metadata["settings"]
-    lines = [
-        f"{settings['merge_method']} merge: {settings['subject_strength']:g} x {subject.title}"
-        f" + {settings['style_strength']:g} x {style.title}",
-        f"layers: {len(merged.layers)} in the result, {len(rows)} in both, "
-        f"{len(subject.layers) - len(rows)} only in the subject, {len(style.layers) - len(rows)} only in the style",
-    ]
-    hashes = [adapter.base_model.get("hash") for adapter in (subject, style)]
-    if all(hashes) and hashes[0] != hashes[1]:
-        lines.append(
-            f"careful: trained on two checkpoints, {subject.trained_on} and {style.trained_on}; loading says how far "
-            "each shift is off"
-        )
-    for label, unit, values in (
-        ("cosine of the deltas", "", [r.cosine for r in rows.values()]),
-        ("cosine of the shifts", "", [r.shift_cosine for r in rows.values()]),
-        ("distance of the rotations", "°", [r.rotation_distance for r in rows.values()]),
-    ):
-        known = [v for v in values if v is not None]
-        if known:
-            mean = sum(known) / len(known)
-            largest, sign = max(known, key=abs), "" if unit else "+"
-            lines.append(f"{label}: mean {mean:{sign}.3f}{unit}, largest {largest:{sign}.3f}{unit}")
-        elif label == "cosine of the deltas":
-            lines.append("cosine of the deltas: connect the base model to measure it")
-    lines.append("cosines: 0 = the two changes do not meet, 1 = the same twice (lower one strength), -1 = they cancel")
-    lines.append("")
-    lines.append(f"{'delta cos':>9}  {'shift cos':>9}  {'rotation':>9}  layer")
-    order = sorted(rows.items(), key=lambda item: -abs(item[1].cosine or item[1].shift_cosine or 0.0))
-    for name, row in order:
-        cells = [
-            format(value, style) + unit if value is not None else "-"
-            for value, style, unit in (
-                (row.cosine, "+.3f", ""),
-                (row.shift_cosine, "+.3f", ""),
-                (row.rotation_distance, ".2f", "°"),
-            )
-        ]
-        lines.append("  ".join(f"{cell:>9}" for cell in cells) + f"  {name.removeprefix('diffusion_model.')}")
-    return "\n".join(lines)

@@ -46,8 +46,8 @@ class Spectrum(ABC):
 
     @property
     @abstractmethod
-    def width(self) -> int:
-        """Number of inputs of the weight."""
+    def in_features(self) -> int:
+        """Number of inputs of the weight, ``in * prod(kernel)``."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Spectrum:
         """The same on ``device``, its bases in ``dtype``; singular values keep theirs, so a shift loses nothing."""
@@ -98,7 +98,7 @@ class SvdSpectrum(Spectrum):
         return self.Vh
 
     @property
-    def width(self) -> int:
+    def in_features(self) -> int:
         return self.Vh.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class QrSpectrum(Spectrum):
         return self.Qh
 
     @property
-    def width(self) -> int:
+    def in_features(self) -> int:
         return self.Qh.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:

@@ -100,7 +100,10 @@ def stiefel_adam_step(
     eps: float,
     retraction: Retraction,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The update of METHOD, equations in order; all tensors ``(n, k, k)``; returns ``(Y, P, X)``."""
+    """Kong, Wang, Tao 2023, algorithm 2, for square matrices; all tensors ``(n, k, k)``; returns ``(Y, P, X)``.
+
+    Momentum Y and second moment P are those of Adam, of the skew-symmetric ``A = XᵀG - GᵀX``.
+    """
     b1, b2 = betas
     XG = X.mT @ G
     A = XG - XG.mT

@@ -95,11 +95,12 @@ class TestBed:
 
     def deltas_of(self, adapter: Any) -> dict[str, Tensor]:
         """The change an adapter makes of every layer's weight, at strength 1."""
-        from soda_core.host.spectra import spectra_of
+        from soda_core.base_weight import BaseWeight
+        from soda_core.host.spectra import store
 
         weights = {name: self._layer(name).weight.data for name in adapter.layers}
         return {
-            name: layer.delta(weights[name], spectra=spectra_of(weights[name], layer.needs_spectrum, self.device))
+            name: layer.delta(BaseWeight(weights[name], self.device, store().get))
             for name, layer in adapter.layers.items()
         }
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from testbed.files import replacing
+from soda_core.files import replacing
 from testbed.paths import MODEL
 
 FOLDER = MODEL

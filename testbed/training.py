@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from soda_core.adapter import SodaAdapter
+from soda_core.base_weight import BaseWeight
 from soda_core.host import base
 from soda_core.host.training.run import RunOptions, TrainingData, _host_state, _Run
 from soda_core.stiefel import retract
@@ -111,9 +112,12 @@ class OursRun(MethodRun):
     def deltas(self) -> dict[str, Tensor]:
         assert self.trainable is not None
         adapter = self._adapter()
-        spectra = {n: {layer.decomposition: layer.spectrum} for n, layer in self.trainable.layers.items()}
-        return {n: adapter.layers[n].delta(w, spectra={k: v for k, v in spectra[n].items() if v is not None})
-                for n, w in self.weights.items()}  # fmt: skip
+        deltas = {}
+        for name, weight in self.weights.items():
+            spectrum = self.trainable.layers[name].spectrum
+            pristine = BaseWeight(weight, spectra=[] if spectrum is None else [spectrum])
+            deltas[name] = adapter.layers[name].delta(pristine)
+        return deltas
 
     def params(self) -> int:
         assert self.trainable is not None

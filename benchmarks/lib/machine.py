@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from testbed.files import replacing
+from soda_core.files import replacing
 from testbed.machine import core_count, processor
 
 Row = dict[str, Any]

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from benchmarks.lib.round_robin import OnStep
 from soda_core.adapter import SodaAdapter
+from soda_core.base_check import SKETCH_SHAPE, Sketches
+from soda_core.base_weight import BaseWeight
 from soda_core.kronecker import FACTORS, factor_sizes
-from soda_core.layer import Probe, SodaLayer
-from soda_core.probe import SKETCH_SHAPE
+from soda_core.layer import SodaLayer
 from soda_core.training.settings import TrainSettings
 from testbed.checkpoints import PRESETS, build, write
 from testbed.host import import_host
@@ -167,7 +168,7 @@ def random_adapter(patcher: Any, shapes: Mapping[str, tuple[int, ...]], settings
         torch.manual_seed(seed)
         weights = {name: base.pristine_weight(patcher, f"{name}.weight") for name in shapes}
         device, kind = torch.device("cpu"), settings.decomposition
-        spectra = {n: store().get(w, kind, device) for n, w in weights.items()} if settings.shifts else {}
+        spectra = {n: store().get(BaseWeight(w, device), kind) for n, w in weights.items()} if settings.shifts else {}
         trainable = TrainableAdapter(shapes, settings, spectra)
         for p in trainable.rotations.values():
             p.data = near_identity(p)
@@ -184,11 +185,11 @@ def baseless_adapter(
     sizes = {name: factor_sizes(shape[1], preset, count) for name, shape in layers.items()}
     stacks = Counter(k for factors in sizes.values() for k in factors)
     rotations = {k: iter(near_identity(torch.eye(k).repeat(n, 1, 1)).unbind()) for k, n in stacks.items()}
-    probe = Probe(torch.randn(SKETCH_SHAPE), torch.randn(SKETCH_SHAPE))
+    sketches = Sketches(torch.randn(SKETCH_SHAPE), torch.randn(SKETCH_SHAPE))
     return SodaAdapter(
         {
             name: SodaLayer(
-                "qr", [next(rotations[k]).clone() for k in sizes[name]], 0.01 * torch.randn(min(shape)), shape, probe
+                "qr", [next(rotations[k]).clone() for k in sizes[name]], 0.01 * torch.randn(min(shape)), shape, sketches
             )
             for name, shape in layers.items()
         },

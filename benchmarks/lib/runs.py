@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soda_core.errors import ManifoldError, TrainingError
+from soda_core.files import replacing
 from testbed import evaluate
 from testbed.bed import TestBed
-from testbed.files import replacing
 from testbed.methods import Method
 from testbed.world.tasks import Task
 from testbed.world.vocabulary import CLASSES

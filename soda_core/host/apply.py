@@ -10,25 +10,24 @@ one tensor of the weight's size and dtype per adapted layer, in main memory unti
 from __future__ import annotations
 
 import logging
-import weakref
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ..adapter import BaseReport, SodaAdapter
+from ..adapter import SodaAdapter
+from ..base_check import BaseCheck, BaseReport
+from ..base_weight import BaseWeight
+from ..delta_cache import DeltaCache
 from ..errors import BaseMismatchError
-from ..fileformat import layer_hash
-from ..layer import AdaptedLayer, BaseCheck, StrengthMode
+from ..layer import AdaptedLayer, StrengthMode
 from ..merge import WeightLookup
-from ..spectral import Decomposition, Spectrum
+from ..report.base_check import refusal, summary
 from . import base
 from .progress import ProgressBar
-from .spectra import fingerprint, spectra_of
 
-#: Dtypes a delta is kept in as the base weight is; anything smaller (fp8) gets bfloat16.
-_DELTA_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Another strength of an adapter that is in use computes nothing anew.
+DELTAS = DeltaCache()
 
 
 def apply_adapter(
@@ -62,11 +61,12 @@ def apply_adapter(
         patches = _patches(patcher, layers, strength, mode, checks, progress)
         results.append((owner.clone(), patches, strength if mode == "linear" else 1.0))
     report = BaseReport(checks)
-    report.enforce(adapter, ignore_base_check)
+    if report.refused and not ignore_base_check:
+        raise BaseMismatchError(refusal(report, adapter))
     if report.doubtful:
-        logging.warning("SODA: %s was trained on %s; %s", adapter.title, adapter.trained_on, report.summary())
+        logging.warning("SODA: %s was trained on %s; %s", adapter.title, adapter.trained_on, summary(report))
     elif checks:
-        logging.info("SODA: %s", report.summary())
+        logging.info("SODA: %s", summary(report))
     for clone, patches, strength in results:
         if not patches:
             continue
@@ -86,7 +86,7 @@ def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> dict
         logging.warning("SODA: %s: the model has no layer for %d of %d, the first is %s",
                         title, len(missing), len(layers), missing[0])  # fmt: skip
     for name, layer in found.items():
-        layer.check_shape(name, base.pristine_weight(patcher, base.weight_key(name)))
+        layer.check_shape(name, base.pristine_weight(patcher, base.weight_key(name)).shape)
     return found
 
 
@@ -98,14 +98,6 @@ def _nothing_matches(adapter: SodaAdapter, model: Any) -> None:
     )
 
 
-#: Deltas that some MODEL still holds, and the base checks made with them: another strength computes nothing anew.
-_deltas: weakref.WeakValueDictionary[str, torch.Tensor] = weakref.WeakValueDictionary()
-_checks: OrderedDict[str, BaseCheck | None] = OrderedDict()
-_CHECKS_KEPT = 10_000
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
 def _patches(
     patcher: Any,
     layers: Mapping[str, AdaptedLayer],
@@ -120,73 +112,43 @@ def _patches(
     is in the delta itself.
     """
     patches: dict[str, tuple[str, tuple[torch.Tensor]]] = {}
-    device = base.compute_device(patcher)
     for name, layer in layers.items():
         progress.advance()
         if strength == 0.0:
             continue
-        key = base.weight_key(name)
-        stored = base.pristine_weight(patcher, key)
         own = 1.0 if mode == "linear" else strength
-        content = fingerprint(stored)
-        known = f"{layer_hash(layer)} {mode} {own} {content}"
-        delta = _deltas.get(known)
-        if delta is None or known not in _checks:
-            delta, check = _delta(layer, stored, own, mode, device, content)
-            _deltas[known], _checks[known] = delta, check
-            while len(_checks) > _CHECKS_KEPT:
-                _checks.popitem(last=False)
-        if (check := _checks[known]) is not None:
+        delta, check = DELTAS.get(layer, base.base_weight(patcher, name), own, mode)
+        if check is not None:
             checks[name] = check
-        patches[key] = ("diff", (delta,))
+        patches[base.weight_key(name)] = ("diff", (delta,))
     return patches
 
 
-def _delta(
-    layer: AdaptedLayer,
-    stored: torch.Tensor,
-    strength: float,
-    mode: StrengthMode,
-    device: torch.device,
-    content: str,
-) -> tuple[torch.Tensor, BaseCheck | None]:
-    """The change of one weight, in the dtype it is kept in, and the base check; ``content`` is its fingerprint."""
-    spectra = spectra_of(stored, layer.needs_spectrum, device, content)
-    weight = stored.to(device)
-    check = layer.spectral_error(weight, spectra)
-    delta = layer.delta(weight, strength, mode, spectra)
-    dtype = stored.dtype if stored.dtype in _DELTA_DTYPES else torch.bfloat16
-    return delta.to("cpu", dtype), check
-
-
 def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:
-    """The pristine weight and decompositions of a layer that all adapters have, with a progress bar over them."""
+    """The base weight of a layer that all adapters have, with a progress bar over them."""
     progress = ProgressBar(len(set.intersection(*(set(adapter.layers) for adapter in adapters))))
-    device, keys = base.compute_device(model), set(model.model_state_dict())
+    keys = set(model.model_state_dict())
 
-    def look_up(name: str) -> tuple[torch.Tensor, dict[Decomposition, Spectrum]] | None:
+    def look_up(name: str) -> BaseWeight | None:
         progress.advance()
-        key = base.weight_key(name)
-        if key not in keys:
+        if base.weight_key(name) not in keys:
             return None
-        stored = base.pristine_weight(model, key)
-        kinds = {kind for adapter in adapters for kind in adapter.layers[name].needs_spectrum}
+        weight = base.base_weight(model, name)
         for adapter in adapters:
-            adapter.layers[name].check_shape(name, stored)
-        return stored.to(device), spectra_of(stored, sorted(kinds), device)
+            adapter.layers[name].check_shape(name, weight.shape)
+        return weight
 
     return look_up
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def base_report(model: Any, adapter: SodaAdapter) -> BaseReport:
+def check_base(model: Any, adapter: SodaAdapter) -> BaseReport:
     """The base check of every layer the model has, without applying anything."""
     look_up = weight_lookup(model, adapter)
     checks = {}
     for name, layer in adapter.layers.items():
-        found = look_up(name)
-        check = None if found is None else layer.spectral_error(*found)
-        if check is not None:
+        weight = look_up(name)
+        if weight is not None and (check := layer.check_base(weight)) is not None:
             checks[name] = check
     return BaseReport(checks)

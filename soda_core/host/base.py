@@ -16,6 +16,9 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
+from ..base_weight import BaseWeight
+from .spectra import store
+
 TEXT_ENCODERS = "text_encoders."
 
 #: Class names of the host's model configurations whose common name differs.
@@ -61,6 +64,11 @@ class PristineWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def base_weight(patcher: Any, layer: str) -> BaseWeight:
+    """:func:`pristine_weight` of a layer with the decompositions that the process keeps of it."""
+    return BaseWeight(pristine_weight(patcher, weight_key(layer)), compute_device(patcher), store().get)
 
 
 def layer_shapes(patcher: Any) -> dict[str, tuple[int, ...]]:

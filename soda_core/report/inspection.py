@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..adapter import SodaAdapter
 from ..fileformat import GRAPH_KEYS
-from ..layer import AdaptedLayer, SodaLayer, SodaSum
+from ..layer import AdaptedLayer
 from ..linalg import rotation_angles
 from .adapter_picture import LayerRow, adapter_picture
 from .theme import to_image_tensor
@@ -30,14 +30,11 @@ def picture(adapter: SodaAdapter) -> Tensor:
 
 
 def _rows(name: str, layer: AdaptedLayer) -> list[LayerRow]:
-    if isinstance(layer, SodaSum):
-        return [
-            LayerRow(f"{name} [{strength:g} x term {i + 1}]", term.shift, layer_angles(term.factors),
-                     term.parameters(), term.shape)
-            for i, (strength, term) in enumerate(layer.terms)
-        ]  # fmt: skip
-    assert isinstance(layer, SodaLayer)
-    return [LayerRow(name, layer.shift, layer_angles(layer.factors), layer.parameters(), layer.shape)]
+    return [
+        LayerRow(name if layer.single else f"{name} [{strength:g} x term {i + 1}]", term.shift,
+                 layer_angles(term.factors), term.num_parameters, term.shape)
+        for i, (strength, term) in enumerate(layer.terms)
+    ]  # fmt: skip
 
 
 def layer_angles(factors: Sequence[Tensor]) -> Tensor | None:
@@ -65,7 +62,7 @@ def metadata_text(adapter: SodaAdapter) -> str:
     said = {k: v for k, v in adapter.metadata.items() if k not in GRAPH_KEYS}
     summary = {
         "layers": len(adapter.layers),
-        "parameters": adapter.parameters(),
+        "parameters": adapter.num_parameters,
         "hash_sha256": adapter.identity(),
         "carries_graph": [k for k in GRAPH_KEYS if k in adapter.metadata],
     }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import SodaAdapter
+from ..base_weight import BaseWeight
 from ..errors import SettingsError
 from ..kronecker import grouped, unrotate
 from ..layer import SodaLayer, adapted_weight
@@ -242,7 +243,10 @@ class TrainableAdapter(nn.Module):
                 shift=None if layer.shift is None else layer.shift.detach().clone().cpu(),
                 shape=layer.shape,
             )
-            layers[name] = soda if weights is None else soda.with_probe(weights[name], layer.spectrum)
+            if weights is not None:
+                spectra = [] if layer.spectrum is None else [layer.spectrum]
+                soda = soda.with_base_check(BaseWeight(weights[name], spectra=spectra))
+            layers[name] = soda
         return SodaAdapter(layers, dict(metadata))
 
 

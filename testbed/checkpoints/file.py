@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from soda_core.files import replacing
 from testbed.checkpoints.presets import Parts
-from testbed.files import replacing
 
 DTYPES = {
     "f16": (torch.float16, "F16"),

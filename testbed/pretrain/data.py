@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from testbed.files import replacing
+from soda_core.files import replacing
 from testbed.world.glyphs import other_glyphs, world_glyphs
 from testbed.world.render import SIDE, render
 from testbed.world.scene import Scene, draw_scene

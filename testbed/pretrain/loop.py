@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from testbed.files import replacing
+from soda_core.files import replacing
 
 
 @dataclass(frozen=True)

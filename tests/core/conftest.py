@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from soda_core import SodaAdapter, SodaLayer
-from soda_core.spectral import decompose
 
 
 def random_rotation(k: int, angle: float = 0.3, seed: int = 0) -> torch.Tensor:
@@ -26,7 +25,7 @@ def random_layer(
         [random_rotation(k, seed=seed + i) for i, k in enumerate(sizes)],
         None if shift is None else shift * torch.randn(rank, generator=g),
     )
-    return W, layer.with_probe(W, decompose(W, decomposition))
+    return W, layer.with_base_check(W)
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,48 @@ def test_metadata_for_managers(saved) -> None:
     assert list(raw) == sorted(raw) and raw == header
 
 
+def with_knots(layer: SodaLayer) -> SodaLayer:
+    return replace(layer, knots=torch.linspace(-1, 1, 7))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_knots_travel_and_files_without_them_stay_as_they_were(tmp_path, adapter, merged) -> None:
+    _, plain = adapter
+    name = "net.block.0.to_q"
+    curved = SodaAdapter({**plain.layers, name: with_knots(plain.layers[name])}, plain.metadata)
+    if merged:
+        plain, curved = (merge(a, a, 0.5, 0.25) for a in (plain, curved))
+    plain.save(tmp_path / "plain.safetensors")
+    curved.save(tmp_path / "curved.safetensors")
+    keys = load_file(tmp_path / "curved.safetensors").keys() - load_file(tmp_path / "plain.safetensors").keys()
+    prefixes = ["soda_term_0_", "soda_term_1_"] if merged else ["soda_"]
+    assert keys == {f"{name}.{prefix}knots" for prefix in prefixes}
+    assert "knots" not in metadata_of(tmp_path / "plain.safetensors")["soda"]
+    loaded = SodaAdapter.load(tmp_path / "curved.safetensors")
+    for _, term in loaded.layers[name].terms:
+        assert torch.equal(term.knots, torch.linspace(-1, 1, 7))
+    assert all(term.knots is None for _, term in loaded.layers["net.conv"].terms)
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "curved.safetensors").read_bytes()
+    assert loaded.num_parameters == plain.num_parameters, "they say the shift again"
+
+
+BAD_KNOTS = {
+    "infinite": ({"knots": torch.tensor([0.0, math.inf])}, "curve of layer 'x'.*infinite"),
+    "two-dimensional": ({"knots": torch.zeros(2, 2)}, r"curve of layer 'x'.*\(2, 2\)"),
+    "without a shift": ({"shift": None}, "no SVD shift"),
+    "of a QR shift": ({"decomposition": "qr"}, "no SVD shift"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KNOTS)
+def test_bad_knots_are_refused(tmp_path, case) -> None:
+    change, match = BAD_KNOTS[case]
+    layer = replace(with_knots(random_layer()[1]), **change)
+    with pytest.raises(FileFormatError, match=match):
+        SodaAdapter({"x": layer}).save(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("name", ["adapter_v1.safetensors", "adapter_v1_merged.safetensors"])
 def test_files_of_version_one_stay_loadable(name, adapter) -> None:
     weights, expected = adapter
@@ -93,7 +137,7 @@ def test_files_of_version_one_stay_loadable(name, adapter) -> None:
     assert loaded.trigger_phrase == "sks fox" or "merged" in name
     for layer, W in weights.items():
         torch.testing.assert_close(loaded.adapt(layer, W), expected.adapt(layer, W), atol=1e-5, rtol=0)
-        assert loaded.layers[layer].spectral_error(W).spectral_error < 1e-4
+        assert loaded.layers[layer].check_base(W).spectral_error < 1e-4
 
 
 def test_a_merge_names_its_parents(tmp_path, adapter) -> None:

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soda_core import SodaLayer
+from soda_core import SodaAdapter, SodaLayer, SodaSum
+from soda_core.base_weight import BaseWeight
 from soda_core.errors import BaseMismatchError, SettingsError
 from soda_core.kronecker import factor_sizes, identity_factors
 from soda_core.spectral import decompose
@@ -107,11 +109,47 @@ def test_geodesic_minus_one_undoes_a_rotation() -> None:
     torch.testing.assert_close(layer.adapt(there, -1.0, "geodesic"), W0, atol=1e-5, rtol=0)
 
 
+def test_geodesic_strength_scales_a_curve() -> None:
+    W0, layer = random_layer()
+    spectrum, heights = decompose(W0, "svd"), torch.linspace(-0.02, 0.05, 6)
+    layer = replace(layer, shift=spectrum.knots(6) @ heights, knots=heights)
+    part = layer.at_strength(-0.3)
+    torch.testing.assert_close(spectrum.knots(6) @ part.knots, part.shift)
+    torch.testing.assert_close(part.shift, -0.3 * layer.shift)
+
+
+def test_a_layer_and_a_sum_answer_alike() -> None:
+    """What a reader of an adapter asks, it asks of both."""
+    W0, layer = random_layer((8, 6, 3, 3), (2, 27))
+    total = SodaSum(((0.5, layer), (0.5, layer)))
+    assert layer.terms == ((1.0, layer),) and layer.single is layer and total.single is None
+    for adapted in (layer, total):
+        assert adapted.shape == (8, 6, 3, 3) and adapted.in_features == 54
+        assert adapted.num_parameters == sum(term.num_parameters for _, term in adapted.terms)
+        torch.testing.assert_close(adapted.delta(W0), layer.delta(W0))
+        assert adapted.check_base(W0).spectral_error < 1e-6
+        adapted.check_shape("x", (8, 6, 3, 3))
+        with pytest.raises(BaseMismatchError, match=r"'x'.*\(8, 6, 3, 3\).*\(8, 6, 1, 1\)"):
+            adapted.check_shape("x", (8, 6, 1, 1))
+    assert layer.num_parameters == 2 * 2 + 27 * 27 + 8
+
+
+def test_a_repr_is_one_short_line() -> None:
+    _, layer = random_layer()
+    assert repr(layer) == "SodaLayer(svd, shape=(24, 30), factors 5 x 6, shift 24)"
+    assert repr(SodaLayer("qr")) == "SodaLayer(qr, shape=None, factors none, shift none)"
+    assert repr(replace(layer, knots=torch.zeros(6))).endswith("shift 24 on 6 knots)")
+    total = SodaSum(((0.5, layer), (0.25, layer)))
+    assert repr(total) == f"SodaSum(0.5 x {layer} + 0.25 x {layer})"
+    adapter = SodaAdapter({str(i): layer for i in range(1000)}, {"title": "a\nfox", "base_model": {"name": "b"}})
+    assert repr(adapter) == r"SodaAdapter('a\nfox', 1000 layers, 85,000 parameters, trained on 'b')"
+
+
 def test_a_kept_decomposition_gives_the_same_weight() -> None:
     for kind in ("svd", "qr"):
         W0, layer = random_layer(decomposition=kind)
-        kept = {kind: decompose(W0, kind)}
-        assert torch.equal(layer.adapt(W0, spectra=kept), layer.adapt(W0))
+        kept = BaseWeight(W0, spectra=[decompose(W0, kind)])
+        assert torch.equal(layer.adapt(kept), layer.adapt(W0))
 
 
 def test_svd_shift_cannot_make_a_negative_singular_value() -> None:
@@ -134,29 +172,29 @@ class TestBaseCheck:
     @pytest.mark.parametrize("decomposition", ["svd", "qr"])
     def test_the_same_base_passes_exactly(self, decomposition) -> None:
         W0, layer = random_layer((64, 48), (6, 8), decomposition)
-        check = layer.spectral_error(W0)
+        check = layer.check_base(W0)
         assert check.spectral_error < 1e-6 and check.base_distance == 0
         assert check.spectral_norm > 0.01
 
     def test_the_estimate_follows_the_true_error(self) -> None:
-        """A bf16 copy of a base with a steep spectrum turns its singular vectors; the probe sees how far."""
+        """A bf16 copy of a base with a steep spectrum turns its singular vectors; the sketches see how far."""
         g = torch.Generator().manual_seed(0)
         i = torch.arange(1, 161).float()
         U, V = (torch.linalg.qr(torch.randn(160, 160, generator=g))[0] for _ in range(2))
         W0 = (U * i**-0.7) @ V.T
-        layer = SodaLayer("svd", [], 0.05 * torch.randn(160, generator=g)).with_probe(W0, decompose(W0, "svd"))
+        layer = SodaLayer("svd", [], 0.05 * torch.randn(160, generator=g)).with_base_check(W0)
         for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
             stored = W0.to(dtype).float()
             true = layer.delta(W0).norm() and (layer.delta(stored) - layer.delta(W0)).norm() / layer.delta(W0).norm()
-            estimate = layer.spectral_error(stored).spectral_error
+            estimate = layer.check_base(stored).spectral_error
             assert 0.6 * true < estimate < 1.6 * true, (dtype, float(true), estimate)
 
     def test_another_base_fails(self) -> None:
         _W0, layer = random_layer((64, 48), (6, 8))
         other = random_layer((64, 48), (6, 8), seed=9)[0]
-        check = layer.spectral_error(other)
+        check = layer.check_base(other)
         assert check.spectral_error > 0.5 and check.base_distance > 0.5
 
-    def test_a_layer_without_probe_says_nothing(self) -> None:
+    def test_a_layer_without_sketches_says_nothing(self) -> None:
         W0, _ = random_layer()
-        assert SodaLayer("svd", [random_rotation(30)]).spectral_error(W0) is None
+        assert SodaLayer("svd", [random_rotation(30)]).check_base(W0) is None

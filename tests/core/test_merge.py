@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from soda_core import SodaAdapter, SodaLayer, merge
+from soda_core.base_weight import BaseWeight
 from soda_core.errors import MergeError, SettingsError
 from soda_core.linalg import orthogonality_residual
-from soda_core.merge import interference, report, rotation_distance
+from soda_core.merge import interference, rotation_distance
+from soda_core.report.merge import interference_report
 from soda_core.spectral import decompose
 
 from .conftest import random_layer, random_rotation
@@ -18,7 +22,7 @@ METHODS = ["delta", "geodesic"]
 def adapters(decomposition="svd", style_sizes=(5, 6)) -> tuple[torch.Tensor, SodaAdapter, SodaAdapter]:
     W, subject = random_layer(decomposition=decomposition)
     _, style = random_layer(sizes=style_sizes, decomposition=decomposition, seed=11)
-    style = style.with_probe(W, decompose(W, decomposition))
+    style = style.with_base_check(W)
     return W, SodaAdapter({"x": subject}, {"title": "fox"}), SodaAdapter({"x": style}, {"title": "ink"})
 
 
@@ -52,9 +56,9 @@ def test_geodesic_stays_a_small_soda_layer() -> None:
     W, a, b = adapters()
     merged = merge(a, b, 0.7, 1.4, "geodesic")
     layer = merged.layers["x"]
-    assert isinstance(layer, SodaLayer) and merged.parameters() == a.parameters()
+    assert isinstance(layer, SodaLayer) and merged.num_parameters == a.num_parameters
     assert all(orthogonality_residual(R) < 1e-5 for R in layer.factors)
-    assert layer.spectral_error(W).spectral_error < 1e-5
+    assert layer.check_base(W).spectral_error < 1e-5
     assert (merged.adapt("x", W) - W).norm() > 0.1
 
 
@@ -105,16 +109,56 @@ def test_different_bases_are_refused() -> None:
         merge(a, SodaAdapter({"x": other}))
 
 
+def curve(seed: int, count: int = 6) -> tuple[torch.Tensor, SodaLayer]:
+    """A layer whose shift is a curve over its weight's singular values."""
+    W, layer = random_layer()
+    heights = 0.02 * torch.randn(count, generator=torch.Generator().manual_seed(seed))
+    shift = decompose(W, "svd").knots(count) @ heights
+    return W, replace(layer, shift=shift, knots=heights).with_base_check(W)
+
+
+def test_a_geodesic_merge_of_curves_on_one_base_is_a_curve() -> None:
+    W, a = curve(1)
+    _, b = curve(2)
+    merged = merge(SodaAdapter({"x": a}), SodaAdapter({"x": b}), 0.7, -0.4, "geodesic").layers["x"]
+    torch.testing.assert_close(merged.knots, 0.7 * a.knots - 0.4 * b.knots)
+    torch.testing.assert_close(decompose(W, "svd").knots(6) @ merged.knots, merged.shift)
+
+
+@pytest.mark.parametrize("other", ["other knots", "no knots", "other base", "unknown base"])
+def test_knots_are_dropped_where_the_sum_is_not_known_to_be_a_curve(other) -> None:
+    W, a = curve(1)
+    b = {
+        "other knots": lambda: curve(2, 5)[1],
+        "no knots": lambda: replace(curve(2)[1], knots=None),
+        "other base": lambda: curve(2)[1].with_base_check(W.bfloat16().float()),
+        "unknown base": lambda: replace(curve(2)[1], sketches=None),
+    }[other]()
+    merged = merge(SodaAdapter({"x": a}), SodaAdapter({"x": b}), 0.7, 0.4, "geodesic").layers["x"]
+    assert merged.knots is None
+    torch.testing.assert_close(merged.shift, 0.7 * a.shift + 0.4 * b.shift)
+
+
+def test_a_curve_that_meets_no_other_shift_stays_one() -> None:
+    turned = random_layer(shift=None)[1]
+    _, a = curve(1)
+    for parents in ({"x": turned}, {}):
+        merged = merge(
+            SodaAdapter({"x": a}, {"base_model": {}}), SodaAdapter(parents, {"base_model": {}}), 0.5, 1.0, "geodesic"
+        )
+        assert torch.equal(merged.layers["x"].knots, 0.5 * a.knots)
+
+
 def test_interference_of_an_adapter_with_itself_and_its_opposite() -> None:
     W, a, b = adapters()
-    spectra = {"svd": decompose(W, "svd")}
-    same = interference(a, a, lambda name: (W, spectra))["x"]
+    base = BaseWeight(W)
+    same = interference(a, a, lambda name: base)["x"]
     assert same.cosine == pytest.approx(1.0, abs=1e-5) and same.shift_cosine == pytest.approx(1.0, abs=1e-5)
     assert same.rotation_distance == pytest.approx(0.0, abs=0.05)
     layer = a.layers["x"]
     opposite = SodaAdapter({"x": SodaLayer("svd", [], -layer.shift)})
     plain = SodaAdapter({"x": SodaLayer("svd", [], layer.shift)})
-    assert interference(plain, opposite, lambda name: (W, spectra))["x"].cosine < -0.9
+    assert interference(plain, opposite, lambda name: base)["x"].cosine < -0.9
     different = interference(a, b)["x"]
     assert different.cosine is None and abs(different.shift_cosine) < 0.6
 
@@ -130,11 +174,11 @@ def test_rotation_distance_matches_the_dense_logarithm() -> None:
 
 def test_report_is_readable() -> None:
     W, a, b = adapters()
-    rows = interference(a, b, lambda name: (W, {"svd": decompose(W, "svd")}))
-    text = report(a, b, rows, merge(a, b, 0.8, 0.6))
+    rows = interference(a, b, lambda name: BaseWeight(W))
+    text = interference_report(a, b, rows, merge(a, b, 0.8, 0.6))
     assert "delta merge: 0.8 x fox + 0.6 x ink" in text
     assert "1 in both" in text and text.rstrip().endswith("x")
-    assert "connect the base model" in report(a, b, interference(a, b), merge(a, b))
+    assert "connect the base model" in interference_report(a, b, interference(a, b), merge(a, b))
 
 
 def test_report_says_when_the_checkpoints_differ() -> None:
@@ -143,7 +187,7 @@ def test_report_says_when_the_checkpoints_differ() -> None:
 
     _, a, b = adapters()
     text = {
-        name: report(trained_on(a, "one"), trained_on(b, name), interference(a, b), merge(a, b))
+        name: interference_report(trained_on(a, "one"), trained_on(b, name), interference(a, b), merge(a, b))
         for name in ("one", "two")
     }
     assert "two checkpoints, one (SDXL 1.0) and two (SDXL 1.0)" in text["two"] and "careful" not in text["one"]

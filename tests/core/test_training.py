@@ -304,10 +304,10 @@ class TestTargets:
             select({"net.fc": (3, 3)}, "attention")
 
 
-def test_untrained_layers_have_no_probe_without_weights() -> None:
+def test_untrained_layers_have_no_sketches_without_weights() -> None:
     _, trainable, _ = problem(SETTINGS)
     layer = trainable.to_adapter(None, {}).layers["a"]
-    assert isinstance(layer, SodaLayer) and layer.probe is None
+    assert isinstance(layer, SodaLayer) and layer.sketches is None
 
 
 def test_a_shift_with_knots_is_a_curve_over_the_singular_values() -> None:
@@ -332,11 +332,11 @@ def test_a_curve_survives_a_rounded_base_where_independent_shifts_do_not() -> No
     independent = torch.randn(160, generator=generator).sign()
 
     def error(shift: torch.Tensor, dtype: torch.dtype) -> float:
-        layer = SodaLayer(shift=0.02 * shift).with_probe(weight, spectrum)
+        layer = SodaLayer(shift=0.02 * shift).with_base_check(weight)
         change = spectrum.delta(layer.shift)
         exact = float((decompose(weight.to(dtype), "svd").delta(layer.shift) - change).norm() / change.norm())
         # what the file knows of it predicts it
-        assert layer.spectral_error(weight.to(dtype)).spectral_error == pytest.approx(exact, rel=0.35)
+        assert layer.check_base(weight.to(dtype)).spectral_error == pytest.approx(exact, rel=0.35)
         return exact
 
     assert error(curve, torch.bfloat16) < 0.02 < 0.05 < error(independent, torch.bfloat16)

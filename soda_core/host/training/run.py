@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...adapter import SodaAdapter
+from ...base_weight import BaseWeight
 from ...errors import SettingsError, SodaError, TrainingError
 from ...spectral import basis_numbers
 from ...targets import select
@@ -249,7 +250,7 @@ class _Run:
         spectra = {}
         for name, weight in self.weights.items():
             progress.advance()
-            spectra[name] = store().get(weight, self.settings.decomposition, self.device, dtype=bases)
+            spectra[name] = store().get(BaseWeight(weight, self.device), self.settings.decomposition, bases)
         return spectra
 
     def _load(self) -> None:

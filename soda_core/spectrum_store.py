@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decompositions of base weights: computed once, kept in memory and on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .base_weight import BaseWeight
+from .files import replacing
+from .spectral import Decomposition, Spectrum, from_tensors
+
+
+class SpectrumStore:
+    """Get-or-compute for :meth:`.base_weight.BaseWeight.decompose`; entries live on the CPU.
+
+    Keyed by the weight's content, so a changed or differently stored base never meets a stale entry. Memory and disk
+    are bounded and drop what was used longest ago.
+
+    Args:
+        folder: where entries are written, made on first use.
+        memory_limit: bytes kept in memory; 0 for none.
+        disk_limit: bytes kept in ``folder``; 0 for none.
+    """
+
+    def __init__(self, folder: Path, memory_limit: int, disk_limit: int) -> None:
+        self.folder, self.memory_limit, self.disk_limit = folder, memory_limit, disk_limit
+        self._memory: OrderedDict[str, Spectrum] = OrderedDict()
+        self._held = 0  # bytes in memory
+        self._written: set[Path] = set()  # since the start, until it has been said that they do not all stay
+        self.computed = 0  #: decompositions computed so far, for logs and tests
+
+    @torch.inference_mode(False)  # what is kept must also do for a training
+    @torch.no_grad()
+    def get(self, weight: BaseWeight, kind: Decomposition, dtype: torch.dtype | None = None) -> Spectrum:
+        """The decomposition of a weight, on its device.
+
+        Args:
+            dtype: for its bases, see :meth:`.spectral.Spectrum.to`.
+        """
+        key = f"{weight.fingerprint}-{kind}"
+        spectrum = self._memory.get(key) or self._read(key, kind)
+        if spectrum is None:
+            self.computed += 1
+            spectrum = weight.decompose(kind).to("cpu")
+            self._write(key, spectrum)
+        self._remember(key, spectrum)
+        return spectrum.to(weight.device, dtype)
+
+    def clear_memory(self) -> None:
+        self._memory.clear()
+        self._held = 0
+
+    def __len__(self) -> int:
+        """Decompositions held in memory."""
+        return len(self._memory)
+
+    def _remember(self, key: str, spectrum: Spectrum) -> None:
+        if key not in self._memory:
+            self._memory[key] = spectrum
+            self._held += spectrum.nbytes()
+        self._memory.move_to_end(key)
+        while self._held > self.memory_limit and self._memory:
+            self._held -= self._memory.popitem(last=False)[1].nbytes()
+
+    def _read(self, key: str, kind: Decomposition) -> Spectrum | None:
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            tensors = safetensors.torch.load_file(path)
+            spectrum = from_tensors(kind, tensors)
+            os.utime(path)  # used now: last to be dropped
+        except (OSError, KeyError, safetensors.SafetensorError) as error:
+            logging.warning("SODA: a cached decomposition is unreadable and is computed anew (%s)", error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        return spectrum
+
+    def _write(self, key: str, spectrum: Spectrum) -> None:
+        """Best effort: a full disk costs time at the next load, nothing else."""
+        if spectrum.nbytes() > self.disk_limit:
+            return
+        path = self._path(key)
+        try:
+            with replacing(path) as unfinished:
+                safetensors.torch.save_file(spectrum.tensors(), unfinished)
+            self._written.add(path)
+            self._evict()
+        except (OSError, safetensors.SafetensorError) as error:
+            logging.warning("SODA: could not keep a decomposition on disk (%s)", error)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _evict(self) -> None:
+        files = [(p.stat(), p) for p in self.folder.glob("*.safetensors")]
+        files.sort(key=lambda item: item[0].st_mtime)
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in files:
+            if total <= self.disk_limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
+            if path in self._written:
+                self._written.clear()
+                logging.warning(
+                    "SODA: decompositions take more than the %.3g GB that are kept on disk; the oldest are dropped and "
+                    "computed anew when needed. Set SODA_CACHE_DISK_GB higher; decomposition = qr takes half of it, "
+                    "rotation only takes none",
+                    self.disk_limit / 2**30,
+                )
