@@ -8,6 +8,7 @@ import os
 import pytest
 
 from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER
+from demo.graph import widget_defaults
 from testbed.checkpoints import BASE_NAME, build, write
 from testbed.server import Server
 from testbed.world.tasks import STYLE, SUBJECT
@@ -44,34 +45,16 @@ class Graph:
         return key
 
 
-TRAIN = {
+#: of SODATrain, where not its default
+QUICK = {
     "filename_prefix": "test",
     "trigger_phrase": "sks fox",
     "steps": 3,
-    "batch_size": 1,
     "rotation_lr": 1e-3,
     "shift_lr": 1e-3,
     "decomposition": "qr",
-    "train": "rotation + shift",
-    "layers": "attention",
-    "layer_pattern": "",
-    "factor_preset": "auto",
-    "factor_count": 2,
-    "shift_knots": 16,
     "loss": "mse",
-    "dco_beta": 1000.0,
-    "min_snr_gamma": 5.0,
-    "prior_weight": 1.0,
-    "schedule": "constant",
-    "warmup_steps": 0,
-    "accumulation": 1,
-    "gradient_clip": 1.0,
-    "retraction": "euler",
-    "seed": 0,
     "training_dtype": "fp32",
-    "gradient_checkpointing": False,
-    "save_every": 0,
-    "preview_every": 0,
     "preview_steps": 2,
 }
 STRENGTHS = {"strength_model": 1.0, "strength_clip": 1.0, "mode": "linear", "ignore_base_check": False}
@@ -81,14 +64,15 @@ def base(graph: Graph, checkpoint: str = BASE_NAME) -> str:
     return graph.add("CheckpointLoaderSimple", ckpt_name=checkpoint)
 
 
-def training_graph(prompt: str = "a sks fox", size: int = 64, count: int = 2, **settings) -> Graph:
+def training_graph(server: Server, prompt: str = "a sks fox", size: int = 64, count: int = 2, **settings) -> Graph:
     """Checkpoint, ``count`` flat pictures encoded as one batch, one caption, SODATrain."""
+    widgets = {**widget_defaults(server.object_info()["SODATrain"]), **QUICK, **settings}
     g = Graph()
     model = base(g)
     image = g.add("EmptyImage", width=size, height=size, batch_size=count, color=0x8040C0)
     latent = g.add("VAEEncode", pixels=(image, 0), vae=(model, 2))
     text = g.add("CLIPTextEncode", text=prompt, clip=(model, 1))
-    g.train = g.add("SODATrain", model=(model, 0), latents=(latent, 0), positive=(text, 0), **{**TRAIN, **settings})
+    g.train = g.add("SODATrain", model=(model, 0), latents=(latent, 0), positive=(text, 0), **widgets)
     return g
 
 

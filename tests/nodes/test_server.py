@@ -25,7 +25,9 @@ def trained(server) -> dict[str, str]:
     for kind, seed in (("subject", 1), ("style", 2)):
         before = set(server.soda.rglob("*.safetensors"))
         server.queue(
-            training_graph(f"a sks {kind}", filename_prefix=kind, seed=seed, shift_lr=0.05, rotation_lr=0.02).nodes
+            training_graph(
+                server, f"a sks {kind}", filename_prefix=kind, seed=seed, shift_lr=0.05, rotation_lr=0.02
+            ).nodes
         )
         (file,) = set(server.soda.rglob("*.safetensors")) - before
         names[kind] = file.name
@@ -75,7 +77,7 @@ def test_loading_changes_the_picture_and_strength_zero_does_not(server, trained)
 
 
 def test_trained_in_the_graph_equals_loaded_from_disk(server) -> None:
-    g = training_graph(filename_prefix="same", shift_lr=0.05, rotation_lr=0.02)
+    g = training_graph(server, filename_prefix="same", shift_lr=0.05, rotation_lr=0.02)
     g.picture = sampling(g, (g.train, 1), "1")
     fresh = picture(server, g)
     name = max(server.soda.glob("same_*"), key=os.path.getmtime).name
@@ -148,7 +150,7 @@ def test_a_stock_lora_beside_soda_in_both_orders(server, trained) -> None:
 
 def test_progress_and_a_second_prompt_after_the_first(server) -> None:
     steps, texts, events = [], [], []
-    g = training_graph(steps=6, preview_every=3, filename_prefix="progress", seed=11)
+    g = training_graph(server, steps=6, preview_every=3, filename_prefix="progress", seed=11)
     entry = server.queue(
         g.nodes,
         lambda node, value, total: steps.append((node, value, total)),
@@ -159,21 +161,21 @@ def test_progress_and_a_second_prompt_after_the_first(server) -> None:
     assert ("soda.saved", {"name": "progress_00001_.safetensors"}) in events, "front ends refresh their lists"
     assert any("step 6/6   loss" in text for text in texts), "loss and speed show on the node"
     assert server.images(entry, g.train)[0].size == (768, 432), "the loss curve shows on the node"
-    first = server.submit(training_graph(seed=12).nodes)
-    second = server.submit(training_graph(seed=13).nodes)
+    first = server.submit(training_graph(server, seed=12).nodes)
+    second = server.submit(training_graph(server, seed=13).nodes)
     for prompt in (first, second):
         server.wait(prompt, 120)
     assert len(list((server.base / "output" / "soda-previews").glob("progress-step*.png"))) == 3
 
 
 def test_the_loss_map_feeds_the_core_plot(server) -> None:
-    g = training_graph(seed=21)
+    g = training_graph(server, seed=21)
     plot = g.add("LossGraphNode", loss=(g.train, 2), filename_prefix="loss")
     assert server.images(server.queue(g.nodes), plot)
 
 
 def test_cancel_over_http_keeps_a_loadable_file(server) -> None:
-    prompt = server.submit(training_graph(steps=100000, filename_prefix="cancelled", seed=31).nodes)
+    prompt = server.submit(training_graph(server, steps=100000, filename_prefix="cancelled", seed=31).nodes)
     deadline = time.monotonic() + 120
     while "step 1/100000" not in server.log:
         assert time.monotonic() < deadline
@@ -185,12 +187,13 @@ def test_cancel_over_http_keeps_a_loadable_file(server) -> None:
     (file,) = server.soda.glob("cancelled-interrupted_*")
     picture(server, loading_graph(file.name))
     assert not list(server.soda.rglob("*.partial"))
-    picture(server, plain := training_graph_with_picture(seed=32))  # the next prompt runs as if nothing had happened
+    # the next prompt runs as if nothing had happened
+    picture(server, plain := training_graph_with_picture(server, seed=32))
     assert plain.picture
 
 
-def training_graph_with_picture(**settings) -> Graph:
-    g = training_graph(**settings)
+def training_graph_with_picture(server, **settings) -> Graph:
+    g = training_graph(server, **settings)
     g.picture = sampling(g, (g.train, 1), "1")
     return g
 
@@ -269,21 +272,21 @@ def test_shapes_that_differ_and_a_base_that_fails_the_check(server, trained) -> 
 
 
 def test_counts_presets_and_numbers(server) -> None:
-    g = training_graph(count=3)
+    g = training_graph(server, count=3)
     extra = g.add("CLIPTextEncode", text="another", clip=("1", 1))
     both = g.add(
         "ConditioningCombine", conditioning_1=(g.nodes[g.train]["inputs"]["positive"][0], 0), conditioning_2=(extra, 0)
     )
     g.nodes[g.train]["inputs"]["positive"] = [both, 0]
     fails(server, g, "positive: 2 captions for 3 pictures", "SODATrain")
-    fails(server, training_graph(layers="pattern", layer_pattern="*none*"), "matches none", "SODATrain")
+    fails(server, training_graph(server, layers="pattern", layer_pattern="*none*"), "matches none", "SODATrain")
     for steps in (0, -1):
-        fails(server, training_graph(steps=steps), "smaller than min", "SODATrain")
+        fails(server, training_graph(server, steps=steps), "smaller than min", "SODATrain")
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/../../x", "C:\\x"])
 def test_names_that_leave_the_folder(server, trained, name) -> None:
-    fails(server, training_graph(filename_prefix=name), "not allowed", "SODATrain")
+    fails(server, training_graph(server, filename_prefix=name), "not allowed", "SODATrain")
     g = loading_graph(trained["subject"])
     g.add("SODASaveAdapter", adapter=(g.load, 2), filename_prefix=name)
     fails(server, g, "not allowed", "SODASaveAdapter")
@@ -295,7 +298,7 @@ def test_a_base_that_gives_nan_stops_the_training(server) -> None:
     parts = build("sd15-min", clip="sparse")
     parts["unet"]["model.diffusion_model.out.2.weight"].fill_(float("inf"))
     server.add_checkpoint(write(server.base / "broken.safetensors", parts), "broken.safetensors")
-    g = training_graph()
+    g = training_graph(server)
     g.nodes["1"]["inputs"]["ckpt_name"] = "broken.safetensors"
     fails(server, g, "cannot start: at step 1 the loss is (nan|inf).*base model", "SODATrain")
 
@@ -306,4 +309,4 @@ def test_a_folder_that_cannot_be_written(server, trained) -> None:
     g = loading_graph(trained["subject"])
     g.add("SODASaveAdapter", adapter=(g.load, 2), filename_prefix="blocked/x")
     fails(server, g, "writable|cannot", "SODASaveAdapter")
-    fails(server, training_graph(filename_prefix="blocked/x"), "writable|cannot", "SODATrain")
+    fails(server, training_graph(server, filename_prefix="blocked/x"), "writable|cannot", "SODATrain")

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Builds a workflow from what a running host says of its nodes, in the form in which its front end saves one."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+# the front end's own colours: (title, body)
+PURPLE, BLUE, GREEN, NOTE = ("#323", "#535"), ("#223", "#335"), ("#232", "#353"), ("#432", "#653")
+GROUP_BLUE, GROUP_GREEN, GROUP_PURPLE, GROUP_GREY = "#3f789e", "#88A06A", "#8A6AA0", "#666"
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+HEADER, GROUP_TITLE, MARGIN = 30, 46, 14  # pixels: a node's title, a group's title, space around nodes in a group
+
+
+@dataclass
+class Node:
+    """One node while its graph is built; ``node[0]`` or ``node["MODEL"]`` is an output to link from."""
+
+    id: int
+    type: str
+    schema: dict[str, Any]
+    place: tuple[int, int]
+    size: tuple[int, int]
+    title: str | None
+    colour: tuple[str, str] | None
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    widgets: list[Any] = field(default_factory=list)
+    links: dict[int, list[int]] = field(default_factory=dict)
+
+    def __getitem__(self, output: int | str) -> tuple[Node, int]:
+        return self, self.schema["output_name"].index(output) if isinstance(output, str) else output
+
+
+class Graph:
+    """Builds one workflow."""
+
+    def __init__(self, name: str, object_info: dict[str, Any]) -> None:
+        self.name, self.object_info = name, object_info
+        self.nodes: list[Node] = []
+        self.links: list[list[Any]] = []
+        self.groups: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []
+        self._count = 0
+
+    def add(
+        self,
+        kind: str,
+        place: tuple[int, int],
+        size: tuple[int, int],
+        title: str | None = None,
+        colour: tuple[str, str] | None = None,
+        **inputs: Any,
+    ) -> Node:
+        """Add a node. Each input is another node's output to link, or a widget's value; other widgets keep defaults."""
+        schema = self.object_info[kind]
+        node = Node(self._next(), kind, schema, place, size, title, colour)
+        self.nodes.append(node)
+        specs = _input_specs(schema)
+        if unknown := inputs.keys() - specs.keys():
+            raise ValueError(f"{kind} has no input {', '.join(sorted(unknown))}; it has {', '.join(specs)}")
+        for name, (socket, _) in specs.items():
+            if socket not in WIDGET_TYPES:
+                self._input(node, name, socket, inputs.get(name))
+        for name, (socket, options) in specs.items():
+            if socket in WIDGET_TYPES:
+                value = inputs.get(name)
+                linked = isinstance(value, tuple)
+                self._input(node, name, socket, value if linked else None, widget=not options.get("forceInput"))
+                if not options.get("forceInput"):
+                    node.widgets.append(_default(socket, options) if linked or name not in inputs else value)
+                    if options.get("control_after_generate"):
+                        node.widgets.append("fixed")
+        return node
+
+    def _input(self, node: Node, name: str, socket: str, source: Any, widget: bool = False) -> None:
+        entry: dict[str, Any] = {"name": name, "type": socket, "link": None}
+        if widget:
+            entry["widget"] = {"name": name}
+        if source is not None:
+            origin, slot = source
+            given = origin.schema["output"][slot]
+            if given not in (socket, "*") and socket != "*":
+                raise ValueError(f"{node.type}.{name} takes {socket}, {origin.type} gives {given}")
+            entry["link"] = len(self.links) + 1
+            self.links.append([entry["link"], origin.id, slot, node.id, len(node.inputs), given])
+            origin.links.setdefault(slot, []).append(entry["link"])
+        node.inputs.append(entry)
+
+    def note(self, place: tuple[int, int], size: tuple[int, int], text: str, title: str = "Note") -> None:
+        self.notes.append({
+            "id": self._next(), "type": "MarkdownNote", "pos": list(place), "size": list(size), "flags": {}, "order": 0,
+            "mode": 0, "inputs": [], "outputs": [], "title": title, "properties": {}, "widgets_values": [text],
+            "color": NOTE[0], "bgcolor": NOTE[1],
+        })  # fmt: skip
+
+    def group(self, title: str, colour: str, *nodes: Node) -> None:
+        """A frame around nodes."""
+        left = min(n.place[0] for n in nodes) - MARGIN
+        top = min(n.place[1] for n in nodes) - HEADER - GROUP_TITLE
+        right = max(n.place[0] + n.size[0] for n in nodes) + MARGIN
+        bottom = max(n.place[1] + n.size[1] for n in nodes) + MARGIN
+        self.groups.append({
+            "id": len(self.groups) + 1, "title": title, "bounding": [left, top, right - left, bottom - top],
+            "color": colour, "font_size": 24, "flags": {},
+        })  # fmt: skip
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    def as_json(self) -> dict[str, Any]:
+        nodes = self.notes + [self._node(node, order) for order, node in enumerate(self.nodes, len(self.notes))]
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"soda/{self.name}")),
+            "revision": 0,
+            "last_node_id": self._count,
+            "last_link_id": len(self.links),
+            "nodes": nodes,
+            "links": self.links,
+            "groups": self.groups,
+            "config": {},
+            "extra": {"ds": {"scale": 0.7, "offset": [60, 120]}},
+            "version": 0.4,
+        }
+
+    def _node(self, node: Node, order: int) -> dict[str, Any]:
+        outputs = [
+            {"name": name, "type": socket, "links": node.links.get(slot)}
+            for slot, (name, socket) in enumerate(zip(node.schema["output_name"], node.schema["output"], strict=True))
+        ]
+        for entry, is_list in zip(outputs, node.schema["output_is_list"], strict=True):
+            if is_list:
+                entry["shape"] = 6  # the front end's mark of a list
+        data: dict[str, Any] = {
+            "id": node.id, "type": node.type, "pos": list(node.place), "size": list(node.size), "flags": {},
+            "order": order, "mode": 0, "inputs": node.inputs, "outputs": outputs,
+            "properties": {"Node name for S&R": node.type}, "widgets_values": node.widgets,
+        }  # fmt: skip
+        if node.title:
+            data["title"] = node.title
+        if node.colour:
+            data["color"], data["bgcolor"] = node.colour
+        return data
+
+
+def _input_specs(schema: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Input name -> (socket type, options), required ones first; a combo's choices are in its options."""
+    specs = {}
+    for part in ("required", "optional"):
+        for name in schema["input_order"].get(part, []):
+            kind, *rest = schema["input"][part][name]
+            options = dict(rest[0]) if rest else {}
+            if isinstance(kind, list):  # the older way to say what a combo offers
+                kind, options["options"] = "COMBO", kind
+            specs[name] = kind, options
+    return specs
+
+
+def _default(socket: str, options: dict[str, Any]) -> Any:
+    if "default" in options:
+        return options["default"]
+    if socket == "COMBO":
+        return next(iter(options.get("options") or []), "")
+    return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}[socket]
+
+
+def widget_defaults(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a node's widgets hold when it is dropped into a graph."""
+    specs = _input_specs(schema).items()
+    return {name: _default(socket, options) for name, (socket, options) in specs if socket in WIDGET_TYPES}
