@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from comfy.cli_args import args
 from comfy_api.latest import io
 
+from ..soda_core.layer import StrengthMode
 from ..soda_core.training.setting import settings_of
 
 CATEGORY = "SODA"
@@ -72,7 +73,7 @@ def strength_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "mode",
-            options=["linear", "geodesic"],
+            options=list(get_args(StrengthMode)),
             default="linear",
             tooltip="How strength scales. linear: W0 + s (W - W0), as with a LoRA (default, because adapters then add "
             "up). geodesic: turns the rotation by s times its angle, so the weight stays on the manifold and "

@@ -9,11 +9,17 @@ from ..soda_core.host import folders
 from ..soda_core.host.apply import apply_adapter
 from .common import CATEGORY, SodaAdapterType, adapter_output, strength_inputs
 
-_MODEL_TOOLTIP = "The base model the adapter was trained on. It is not changed; the output is a patched copy."
+_MODEL = io.Model.Input(
+    "model", tooltip="The base model the adapter was trained on. It is not changed; the output is a patched copy."
+)
 _CLIP = io.Clip.Input(
     "clip",
     optional=True,
     tooltip="Passed through, unless the adapter has text encoder layers (Train SODA makes none).",
+)
+_PATCHED = (
+    io.Model.Output(display_name="MODEL", tooltip="The model with the adapter applied."),
+    io.Clip.Output(display_name="CLIP", tooltip="The text encoder with the adapter applied."),
 )
 _TRIGGER = io.String.Output(
     display_name="trigger_phrase", tooltip="The phrase the adapter was trained with; put it in the prompt."
@@ -32,7 +38,7 @@ class SodaLoadAdapter(io.ComfyNode):
             "order.",
             search_aliases=["soda", "lora", "adapter", "load lora", "personalization", "dreambooth"],
             inputs=[
-                io.Model.Input("model", tooltip=_MODEL_TOOLTIP),
+                _MODEL,
                 io.Combo.Input(
                     "adapter_name",
                     options=folders.adapter_names(),
@@ -43,8 +49,7 @@ class SodaLoadAdapter(io.ComfyNode):
                 _CLIP,
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The model with the adapter applied."),
-                io.Clip.Output(display_name="CLIP", tooltip="The text encoder with the adapter applied."),
+                *_PATCHED,
                 adapter_output("The adapter itself, for Merge, Inspect or Apply."),
                 _TRIGGER,
             ],
@@ -80,14 +85,13 @@ class SodaApplyAdapter(io.ComfyNode):
             description="Applies an adapter that comes through the graph, fresh from training or merging.",
             search_aliases=["soda", "apply adapter", "apply lora", "lora model loader"],
             inputs=[
-                io.Model.Input("model", tooltip=_MODEL_TOOLTIP),
+                _MODEL,
                 SodaAdapterType.Input("adapter", tooltip="From Train SODA, Merge Subject+Style SODA or Load SODA."),
                 *strength_inputs(),
                 _CLIP,
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The model with the adapter applied."),
-                io.Clip.Output(display_name="CLIP", tooltip="The text encoder with the adapter applied."),
+                *_PATCHED,
                 _TRIGGER,
             ],
         )

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io, ui
 
 from ..soda_core.host.apply import weight_lookup
-from ..soda_core.merge import interference, merge
+from ..soda_core.merge import MergeMethod, interference, merge
 from ..soda_core.report.merge import interference_report
 from .common import CATEGORY, SodaAdapterType, adapter_output, strength
 
@@ -36,7 +38,7 @@ class SodaMerge(io.ComfyNode):
                 _strength("style_strength", "style"),
                 io.Combo.Input(
                     "method",
-                    options=["delta", "geodesic"],
+                    options=list(get_args(MergeMethod)),
                     default="delta",
                     tooltip="delta (the paper, default because it takes any two adapters of one base): adds both "
                     "changes to the base weights. geodesic: adds the rotations' logarithms, so the result is again a "

@@ -7,6 +7,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from soda_core.training.setting import settings_of
+from soda_core.training.settings import TrainSettings
+
 NODES = {
     "SODATrain": "Train SODA (in-graph)",
     "SODALoadAdapter": "Load SODA Adapter",
@@ -43,9 +46,27 @@ def test_every_node_has_a_help_page(server, node) -> None:
 
 def test_the_widget_order_is_frozen(server) -> None:
     """A saved workflow stores widget values by position: new ones may only come at the end."""
-    required = list(server.object_info()["SODATrain"]["input"]["required"])
-    assert required[:12] == [
+    assert list(server.object_info()["SODATrain"]["input"]["required"]) == [
         "model", "latents", "positive", "filename_prefix", "trigger_phrase", "steps", "batch_size", "rotation_lr",
-        "shift_lr", "decomposition", "train", "layers",
+        "shift_lr", "decomposition", "train", "layers", "layer_pattern", "factor_preset", "factor_count", "loss",
+        "dco_beta", "min_snr_gamma", "prior_weight", "schedule", "warmup_steps", "accumulation", "gradient_clip",
+        "retraction", "seed", "training_dtype", "gradient_checkpointing", "save_every", "preview_every",
+        "preview_steps", "shift_knots",
     ]  # fmt: skip
-    assert required[-4:] == ["save_every", "preview_every", "preview_steps", "shift_knots"]
+
+
+def test_every_setting_is_an_input_with_what_it_says_of_itself(server) -> None:
+    inputs = server.object_info()["SODATrain"]["input"]["required"]
+    for name, setting in settings_of(TrainSettings).items():
+        kind, options = inputs[name]
+        said = {key: options.get(key) for key in ("default", "tooltip", "min", "max", "step", "advanced", "options")}
+        assert said == {
+            "default": getattr(TrainSettings, name),
+            "tooltip": setting.help,
+            "min": setting.minimum,
+            "max": setting.maximum,
+            "step": setting.step,
+            "advanced": setting.advanced or None,
+            "options": list(setting.choices) or None,
+        }, name
+        assert (kind == "COMBO") == bool(setting.choices)
