@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, under names that stay in their folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from .errors import SettingsError
 
 
 @contextmanager
@@ -40,3 +42,20 @@ def check_writable(path: Path) -> None:
 
 def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def check_prefix(prefix: str) -> str:
+    """A file name prefix, possibly with a sub-folder (``people/anna``), that stays inside its folder.
+
+    Raises:
+        SettingsError: it is empty, absolute, or leaves the folder.
+    """
+    clean = prefix.strip().replace("\\", "/")
+    parts = PurePosixPath(clean).parts
+    absolute = PurePosixPath(clean).is_absolute() or bool(PureWindowsPath(clean).drive)
+    if not parts or absolute or ".." in parts or "\0" in clean or clean.endswith("/"):
+        raise SettingsError(
+            f"file name prefix {prefix!r} is not allowed: use a plain name or sub-folder/name, without '..' and not "
+            "an absolute path"
+        )
+    return clean

@@ -69,7 +69,7 @@ class AdaptedLayer(ABC):
 
     @abstractmethod
     def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
-        """``W(strength) - W0``, in float32 (float64 for a float64 weight) and weight's shape, where it is computed."""
+        """``W(strength) - W0``, in weight's shape, float32 (float64 for a float64 weight)."""
 
     def adapt(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
         """The adapted weight, in weight's shape, dtype and device; weight itself is untouched.

@@ -19,7 +19,8 @@ from .errors import ManifoldError, ShapeError
 #: 1e-5, a factor rounded to bfloat16 (8 bits) does not pass.
 ORTHOGONALITY_TOLERANCE = 1e-3
 
-#: Singular vectors are off by about the square of ``S_max / S_min`` roundings of float64 after a division: 1e-8 here.
+#: Of ``S_min / S_max``. A Gram matrix squares it, so vectors got by dividing by S are off by float64's rounding over
+#: its square: by 1e-8 at most above this.
 _DIVIDE_ABOVE = 1e-4
 
 

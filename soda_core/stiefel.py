@@ -58,7 +58,7 @@ class StiefelAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            stacks: dict[tuple[Any, ...], list[Tensor]] = {}
+            stacks: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
             for X in group["params"]:
                 if X.grad is None:
                     continue
@@ -68,16 +68,17 @@ class StiefelAdam(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(X)
                     state["second_moment"] = torch.zeros_like(X)
                 state["step"] += 1
-                stacks.setdefault((X.shape[-1], X.dtype, X.device, state["step"]), []).append(X)
-            for (_, _, _, t), params in stacks.items():
-                self._update(params, t, group)
+                stacks.setdefault((X.shape[-1], X.dtype, X.device, state["step"]), []).append((X, X.grad))
+            for (_, _, _, t), pairs in stacks.items():
+                self._update(pairs, t, group)
         return loss
 
-    def _update(self, params: list[Tensor], t: int, group: dict[str, Any]) -> None:
-        """One step of all matrices of one size, float32 or better."""
+    def _update(self, pairs: list[tuple[Tensor, Tensor]], t: int, group: dict[str, Any]) -> None:
+        """One step of all matrices of one size, each with its gradient; float32 or better."""
+        params = [X for X, _ in pairs]
         states = [self.state[X] for X in params]
         X = _stack(params)
-        G = _stack([_gradient(X) for X in params])
+        G = _stack([G for _, G in pairs])
         Y = _stack([state["momentum"] for state in states])
         P = _stack([state["second_moment"] for state in states])
         Y, P, X = stiefel_adam_step(
@@ -149,12 +150,6 @@ def _residual_bound(lr: float, k: int, retraction: Retraction) -> float:
     Adam's normalised step stays below 3 per entry for the betas in use, and ``‖ξ‖₂ <= k max|ξ|``.
     """
     return (3 * lr * k) ** 2 + 1e-5 if retraction == "euler" else 1e-5
-
-
-def _gradient(X: Tensor) -> Tensor:
-    if X.grad is None:  # narrowed by the caller
-        raise ShapeError("a parameter lost its gradient during the step")
-    return X.grad
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import folder_paths
 from PIL import Image
@@ -13,6 +13,7 @@ from PIL import Image
 from .. import fileformat
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
+from ..files import check_prefix
 from .server import announce_saved
 
 FOLDER = "soda"
@@ -41,19 +42,6 @@ def adapter_path(name: str) -> Path:
 
 def load_adapter(name: str) -> SodaAdapter:
     return SodaAdapter.load(adapter_path(name))
-
-
-def check_prefix(prefix: str) -> str:
-    """A file name prefix, possibly with a sub-folder (``people/anna``), that stays inside the adapter folder."""
-    clean = prefix.strip().replace("\\", "/")
-    parts = PurePosixPath(clean).parts
-    absolute = PurePosixPath(clean).is_absolute() or bool(PureWindowsPath(clean).drive)
-    if not parts or absolute or ".." in parts or "\0" in clean or clean.endswith("/"):
-        raise SettingsError(
-            f"file name prefix {prefix!r} is not allowed: use a plain name or sub-folder/name, without '..' and not "
-            "an absolute path"
-        )
-    return clean
 
 
 def save_adapter(adapter: SodaAdapter, prefix: str, anywhere: bool = False) -> str:

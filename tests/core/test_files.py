@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from soda_core.files import check_writable, replacing
+from soda_core.errors import SettingsError
+from soda_core.files import check_prefix, check_writable, replacing
 
 
 def test_a_file_is_replaced_whole_and_its_folder_made(tmp_path) -> None:
@@ -36,3 +37,14 @@ def test_a_folder_that_takes_no_file_is_told_beforehand(tmp_path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
     with pytest.raises(OSError, match="file"):
         check_writable(tmp_path / "file" / "x.txt")
+
+
+@pytest.mark.parametrize("bad", ["../x", "/tmp/x", "a/../../x", "C:\\x", "", "x/", "a\0b"])
+def test_names_cannot_leave_their_folder(bad) -> None:
+    with pytest.raises(SettingsError, match="not allowed"):
+        check_prefix(bad)
+
+
+def test_a_name_may_have_a_sub_folder() -> None:
+    assert check_prefix("people/anna") == "people/anna"
+    assert check_prefix(" people\\anna ") == "people/anna"

@@ -15,7 +15,7 @@ from soda_core.errors import BaseMismatchError, SettingsError
 from soda_core.kronecker import factor_sizes, identity_factors
 from soda_core.spectral import decompose
 
-from .conftest import random_layer, random_rotation
+from .conftest import random_layer
 
 SHAPES = [(24, 24), (16, 30), (40, 12), (8, 6, 3, 3), (5, 4, 1, 1)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -166,35 +166,3 @@ def test_wrong_sizes_are_named() -> None:
         SodaLayer("eig")
     with pytest.raises(SettingsError, match="linear"):
         layer.adapt(W0, 1.0, "cubic")
-
-
-class TestBaseCheck:
-    @pytest.mark.parametrize("decomposition", ["svd", "qr"])
-    def test_the_same_base_passes_exactly(self, decomposition) -> None:
-        W0, layer = random_layer((64, 48), (6, 8), decomposition)
-        check = layer.check_base(W0)
-        assert check.spectral_error < 1e-6 and check.base_distance == 0
-        assert check.spectral_norm > 0.01
-
-    def test_the_estimate_follows_the_true_error(self) -> None:
-        """A bf16 copy of a base with a steep spectrum turns its singular vectors; the sketches see how far."""
-        g = torch.Generator().manual_seed(0)
-        i = torch.arange(1, 161).float()
-        U, V = (torch.linalg.qr(torch.randn(160, 160, generator=g))[0] for _ in range(2))
-        W0 = (U * i**-0.7) @ V.T
-        layer = SodaLayer("svd", [], 0.05 * torch.randn(160, generator=g)).with_base_check(W0)
-        for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
-            stored = W0.to(dtype).float()
-            true = layer.delta(W0).norm() and (layer.delta(stored) - layer.delta(W0)).norm() / layer.delta(W0).norm()
-            estimate = layer.check_base(stored).spectral_error
-            assert 0.6 * true < estimate < 1.6 * true, (dtype, float(true), estimate)
-
-    def test_another_base_fails(self) -> None:
-        _W0, layer = random_layer((64, 48), (6, 8))
-        other = random_layer((64, 48), (6, 8), seed=9)[0]
-        check = layer.check_base(other)
-        assert check.spectral_error > 0.5 and check.base_distance > 0.5
-
-    def test_a_layer_without_sketches_says_nothing(self) -> None:
-        W0, _ = random_layer()
-        assert SodaLayer("svd", [random_rotation(30)]).check_base(W0) is None
