@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lib.machine import whole, write_rows
+from benchmarks.lib.results import Row, write_run
 from testbed import evaluate
 from testbed.bed import TestBed
-from testbed.classifier import STYLES as ALL_STYLES
-from testbed.classifier import Predictions
+from testbed.classifier import STYLE_NAMES, Predictions
 from testbed.demo_base import checkpoint
 from testbed.evaluate import accuracy
 from testbed.machine import core_count
@@ -32,13 +31,12 @@ from testbed.pretrain.loop import sheet
 from testbed.world.render import images
 from testbed.world.scene import Scene, draw_scene
 
-Row = dict[str, Any]
 BATCH = 25
 
 
 def classifier_rows(bed: TestBed, count: int) -> list[Row]:
     random = np.random.default_rng(5)  # no stream of the pretraining begins so
-    scenes = [draw_scene(random, EVERYTHING, list(ALL_STYLES)) for _ in range(count)]
+    scenes = [draw_scene(random, EVERYTHING, list(STYLE_NAMES)) for _ in range(count)]
     rows: list[Row] = []
     for through in (False, True):
         parts, errors = [], []
@@ -99,7 +97,7 @@ def main() -> None:
     if args.sheet:
         sheet(pictures, 20, args.sheet)
     if not args.quick:
-        write_rows("base", [*rows, whole()])
+        write_run("base", rows)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,9 @@ import torch
 
 from benchmarks.lib import models
 from benchmarks.lib.families import UNETS, attention
-from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows
+from benchmarks.lib.results import Row, pivot, write_run
 
-Row = dict[str, Any]
-STEPS = 2  #: the first makes the optimiser's state, the second has it
+TRAINING_STEPS = 2  #: the first makes the optimiser's state, the second has it
 GROWTH_STEPS = 200
 
 
@@ -83,16 +82,16 @@ def train(preset: str, side: int, variant: str) -> Row:
     if variant == CORE:
         core_steps(patcher, preset, side, 1)
         with Peak() as peak:
-            core_steps(patcher, preset, side, STEPS)
+            core_steps(patcher, preset, side, TRAINING_STEPS)
         return {"bytes": peak.most}
     with tempfile.TemporaryDirectory() as folder:
         keep_decompositions(Path(folder))
         one_run(patcher, preset, side, variant, 1).go()
         forget()
-        run = one_run(patcher, preset, side, variant, STEPS)
+        run = one_run(patcher, preset, side, variant, TRAINING_STEPS)
         with Peak() as peak:
             run.go()
-    row: Row = {"bytes": peak.most, "seconds_per_step": run.seconds / STEPS}
+    row: Row = {"bytes": peak.most, "seconds_per_step": run.seconds / TRAINING_STEPS}
     if run.needs:
         row |= {"estimate": sum(run.needs.values()), **_parts(run)}
     return row
@@ -154,24 +153,29 @@ def load(preset: str, side: int, variant: str) -> Row:
     patcher = ready(preset)
     import comfy.model_management as mm
 
-    from soda_core.adapter import SodaAdapter
-    from soda_core.host.apply import apply_adapter
-
     shapes = attention(preset)
     with tempfile.TemporaryDirectory() as folder:
         if variant.startswith("LoRA"):
             path = models.lora_file(Path(folder) / "lora.safetensors", shapes, rank=8)
-            patch: Callable[[], Any] = lambda: models.with_lora(patcher, path)  # noqa: E731
+            patched_by: Callable[[Any, Path], Any] = models.with_lora
         else:
             path = Path(folder) / "soda.safetensors"
             models.random_adapter(patcher, shapes, models.ADAPTERS[variant], seed=0).save(path)
             forget()
-            patch = lambda: apply_adapter(patcher, None, SodaAdapter.load(path), 1.0)[0]  # noqa: E731
+            patched_by = with_adapter
         with Peak() as peak:
-            patched = patch()
+            patched = patched_by(patcher, path)
             mm.load_models_gpu([patched])
         gc.collect()
         return {"bytes": peak.most, "held": now() - peak.start}
+
+
+def with_adapter(patcher: Any, path: Path) -> Any:
+    """What Load SODA Adapter does."""
+    from soda_core.adapter import SodaAdapter
+    from soda_core.host.apply import apply_adapter
+
+    return apply_adapter(patcher, None, SodaAdapter.load(path), 1.0)[0]
 
 
 # ------------------------------------------------------------------------------------------- what fits which GPU
@@ -186,9 +190,9 @@ def fit(preset: str, side: int, variant: str) -> Row:
     from soda_core.spectral import from_tensors
 
     def undecomposed(weight: Any, kind: Any, dtype: Any) -> Any:
-        out, width = weight.matrix.shape
-        rank = min(out, width)
-        shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, width), "Qh": (rank, width)}
+        out, in_features = weight.matrix.shape
+        rank = min(out, in_features)
+        shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, in_features), "Qh": (rank, in_features)}
         tensors = {name: torch.empty(shape) for name, shape in shapes.items()} | {"out": torch.tensor(out)}
         return from_tensors(kind, tensors).to(weight.device, dtype)
 
@@ -259,8 +263,7 @@ def main() -> None:
             (other,) = [r["bytes"] for r in rows if r["bench"] == row["bench"] and r["variant"] == against]
             row |= {"against": against, "against_bytes": other, "ratio": row["bytes"] / other}
     if not args.quick:
-        rows = with_kept("memory", rows if args.part else [*rows, whole()])
-        write_rows("memory", rows, tables(rows))
+        write_run("memory", rows, tables, part=bool(args.part))
     print("\n" + tables(rows))
 
 
@@ -284,15 +287,15 @@ def one(what: str, preset: str, side: int, variant: str) -> Row:
 def tables(rows: list[Row]) -> str:
     lines = ["| what | way | above the model | ratio | said beforehand |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        if row["bench"] in ("fit", WHOLE):
+        if row["bench"] == "fit":
             continue
         said = f"{row['estimate'] / 2**20:,.0f} MiB ({row['estimate'] / row['bytes']:.2f})" if "estimate" in row else ""
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         lines.append(f"| {row['bench']} | {row['variant']} | {row['bytes'] / 2**20:,.0f} MiB | {ratio} | {said} |")
     fits = [{**row, "at": f"{name}, {side} px"} for row in rows for name, preset, side in UNETS
             if row["bench"] == "fit" and row["model"] == preset]  # fmt: skip
-    whole = pivot(fits, "model and training, bfloat16", "variant", "at", lambda row: f"{row['bytes'] / 1e9:.1f} GB")
-    return "\n".join(lines) + (f"\n\n{whole}" if fits else "")
+    fitting = pivot(fits, "model and training, bfloat16", "variant", "at", lambda row: f"{row['bytes'] / 1e9:.1f} GB")
+    return "\n".join(lines) + (f"\n\n{fitting}" if fits else "")
 
 
 if __name__ == "__main__":

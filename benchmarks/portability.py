@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lib.machine import write_rows
+from benchmarks.lib.results import Row, write_rows
 from soda_core.base_check import BaseReport
 from soda_core.base_weight import BaseWeight
 from soda_core.spectral import decompose
@@ -43,9 +42,8 @@ FORMS = {
 }
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8 e4m3": torch.float8_e4m3fn}
 FURTHER_STEPS, FURTHER_RATE = 100, 1e-5  #: of the copy that is tuned further
-PROMPTS, SAMPLING_STEPS = 6, 8
+PROMPT_COUNT, SAMPLING_STEPS = 6, 8
 
-Row = dict[str, Any]
 Weights = dict[str, Tensor]
 
 
@@ -89,7 +87,7 @@ def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, l
         bed.patcher, bed.training_data(task), method, lr, steps=steps, batch_size=1, seed=0, loss="mse"
     )
     assert trained.adapter is not None
-    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, PROMPTS)
+    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, PROMPT_COUNT)
     common = {"task": task.kind, task.kind: task.name, "shift": form, "lr": lr, "steps": steps}
     rows: list[Row] = []
     keys = {name: f"{name.removeprefix('diffusion_model.')}.weight" for name in trained.adapter.layers}

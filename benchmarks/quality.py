@@ -23,20 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import report, runs
-from benchmarks.lib.machine import RESULTS, label
+from benchmarks.lib.results import RESULTS, Row
 from benchmarks.lib.runs import Scope
 from testbed.demo_base import checkpoint
-from testbed.machine import core_count
+from testbed.machine import core_count, label
 from testbed.methods import METHODS, Method
 from testbed.model_files import CLASSIFIER
 from testbed.paths import cache_root
 from testbed.world.tasks import STYLE, SUBJECT, Task
 from testbed.world.vocabulary import REPORTED_STYLES, REPORTED_SUBJECTS, TUNING_STYLES
 
-Row = dict[str, Any]
 MEASURES = 3  #: raised when tasks, trainings or metrics change, so that kept rows are not mixed with new ones
-RATES = (3e-3, 1e-2, 3e-2)  #: every method's tries
-FURTHER = {RATES[0]: 1e-3, RATES[-1]: 1e-1}  #: one more, where the best is at an end
+TRIED_RATES = (3e-3, 1e-2, 3e-2)  #: every method's tries
+FURTHER = {TRIED_RATES[0]: 1e-3, TRIED_RATES[-1]: 1e-1}  #: one more, where the best is at an end
 TASKS = ("subject", "style")
 #: what learning rates are chosen on, and what settings are varied on; nothing of it is reported
 TUNED_ON = {"subject": (SUBJECT, Task("subject", "tropical fish")), "style": (STYLE,)}
@@ -171,14 +170,14 @@ class Bench:
     def tried(self, method: Method, kind: str) -> dict[float, float]:
         """Mean score by learning rate, of those that are measured."""
         scores = {}
-        for lr in (*RATES, *FURTHER.values()):
+        for lr in (*TRIED_RATES, *FURTHER.values()):
             keys = [job.key for job in self.tries(method, kind, lr)]
             if all(key in self.results.rows for key in keys):
                 scores[lr] = statistics.fmean(score(self.results.rows[key][0]) for key in keys)
         return scores
 
     def tuned(self, method: Method) -> bool:
-        return all(self.tried(method, kind).keys() >= set(RATES) for kind in TASKS)
+        return all(self.tried(method, kind).keys() >= set(TRIED_RATES) for kind in TASKS)
 
     def best_rate(self, method: Method, kind: str) -> float:
         if not self.tuned(method):
@@ -237,7 +236,7 @@ class Bench:
         methods = [METHODS[key] for key in self.scope.methods]
         for method in methods:
             for kind in TASKS:
-                for lr in (*RATES, *FURTHER.values()):
+                for lr in (*TRIED_RATES, *FURTHER.values()):
                     yield from self.tries(method, kind, lr)
         for method in filter(self.tuned, methods):
             for seed in self.scope.seeds:
@@ -259,7 +258,9 @@ class Bench:
     def tune(self, slow: bool) -> None:
         """Every method's learning rate, by as many tries on subjects, and on a style, that are never reported."""
         methods = self.methods(slow)
-        self.do(job for lr in RATES for method in methods for kind in TASKS for job in self.tries(method, kind, lr))
+        self.do(
+            job for lr in TRIED_RATES for method in methods for kind in TASKS for job in self.tries(method, kind, lr)
+        )
         best = [(method, kind, self.best_rate(method, kind)) for method in methods for kind in TASKS]
         self.do(job for method, kind, lr in best if lr in FURTHER for job in self.tries(method, kind, FURTHER[lr]))
 

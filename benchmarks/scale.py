@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.lib import models
 from benchmarks.lib.families import Family, families
 from benchmarks.lib.layer import layer_ways
-from benchmarks.lib.machine import pivot, whole, write_rows
+from benchmarks.lib.results import Row, pivot, write_run
 from benchmarks.lib.timing import Timing, interleaved
 from soda_core import fileformat
 from soda_core.adapter import SodaAdapter
@@ -34,9 +34,8 @@ from soda_core.merge import interference, merge
 from soda_core.spectral import Decomposition, Spectrum, decompose
 from testbed.machine import core_count
 
-Row = dict[str, Any]
-KINDS = ("rotation", "rotation + QR shift", "rotation + SVD shift")
-LORA = "LoRA rank 4"
+ADAPTED = ("rotation", "rotation + QR shift", "rotation + SVD shift")
+BASELINE = "LoRA rank 4"
 FACTOR_CHOICES = (("auto", 3), ("auto", 2), ("large", 3), ("svdiff-size", 3), ("oft-size", 3))
 ENOUGH = 1e11  #: multiplications after which a way has been timed often enough
 
@@ -53,32 +52,32 @@ def repeats(work: float, most: int = 9) -> int:
 def step(family: Family, spectra: Spectra) -> Iterable[Row]:
     """All adapted layers, forward and backward, one picture."""
     total: dict[str, float] = {}
-    for (out, width, tokens), count in family.distinct().items():
-        ways, _ = layer_ways(out, width, tokens, 1, KINDS, known=spectra[out, width])
-        work = 4.0 * out * width * tokens
+    for (out, in_features, tokens), count in family.distinct().items():
+        ways, _ = layer_ways(out, in_features, tokens, 1, ADAPTED, known=spectra[out, in_features])
+        work = 4.0 * out * in_features * tokens
         timings = interleaved(ways, repeats(work), warmup=1 if work < ENOUGH else 0)
         for way, timing in timings.items():
             total[way] = total.get(way, 0.0) + count * timing.median
-    for way in (*KINDS, "frozen"):
-        yield _row("step", family, way, total[way], total[LORA], LORA)
+    for way in (*ADAPTED, "frozen"):
+        yield _row("step", family, way, total[way], total[BASELINE], BASELINE)
 
 
 def load(family: Family, spectra: Spectra) -> Iterable[Row]:
     """The change of every weight: computed anew, and with the decompositions at hand; against a LoRA's."""
     total: dict[str, float] = {}
-    for (out, width), count in family.shapes().items():
-        W = torch.randn(out, width) / width**0.5
-        shift, rank = 0.01 * torch.randn(min(out, width)), 8
-        factors = [models.near_identity(torch.eye(k)) for k in factor_sizes(width)]
-        up, down = torch.randn(out, rank), torch.randn(rank, width)
+    for (out, in_features), count in family.shapes().items():
+        W = torch.randn(out, in_features) / in_features**0.5
+        shift, rank = 0.01 * torch.randn(min(out, in_features)), 8
+        factors = [models.near_identity(torch.eye(k)) for k in factor_sizes(in_features)]
+        up, down = torch.randn(out, rank), torch.randn(rank, in_features)
         ways: dict[str, Callable[[], object]] = {"LoRA rank 8": lambda W=W, a=up, b=down: W + a @ b}
-        known = spectra[out, width] = {}
+        known = spectra[out, in_features] = {}
 
         def decomposing(kind: Decomposition, W: Tensor = W, known: dict[str, Spectrum] = known) -> None:
             known[kind] = decompose(W, kind)
 
         slow = {f"{kind.upper()}, decomposing": partial(decomposing, kind) for kind in get_args(Decomposition)}
-        work = float(out * width * min(out, width))
+        work = float(out * in_features * min(out, in_features))
         timings = interleaved(slow, repeats(work * 20, 3), warmup=1 if work * 20 < ENOUGH else 0)
         layer = SodaLayer("svd", factors, None)
         ways["rotation"] = lambda W=W, layer=layer: W + layer.delta(W)
@@ -87,7 +86,7 @@ def load(family: Family, spectra: Spectra) -> Iterable[Row]:
             ways[f"{kind.upper()}, decomposed before"] = lambda W=W, layer=shifted, known=known: (
                 W + layer.delta(BaseWeight(W, spectra=known.values()))
             )
-        timings |= interleaved(ways, repeats(float(out * width * rank) * 100), warmup=1)
+        timings |= interleaved(ways, repeats(float(out * in_features * rank) * 100), warmup=1)
         for way, timing in timings.items():
             total[way] = total.get(way, 0.0) + count * timing.median
     for way, seconds in total.items():
@@ -119,7 +118,7 @@ def merging(family: Family, spectra: Spectra) -> Iterable[Row]:
 def files(family: Family, _: Spectra) -> Iterable[Row]:
     """Parameters and bytes of a trained adapter, by factor preset; a LoRA in fp16 for comparison."""
     shifts = sum(min(shape) for shape in family.layers.values())
-    lora = sum(out + width for out, width in family.layers.values())
+    lora = sum(out + in_features for out, in_features in family.layers.values())
     for rank in (4, 16):
         yield _row("file", family, f"LoRA rank {rank}", params=rank * lora, bytes=2 * rank * lora)
     yield _row("file", family, "shift only", params=shifts, bytes=None)
@@ -139,18 +138,18 @@ def files(family: Family, _: Spectra) -> Iterable[Row]:
 def growth(quick: bool) -> Iterable[Row]:
     """One thing doubled at a time; ``exponent`` is the slope between neighbours on logarithmic axes."""
     widths = (320, 640, 1280) if quick else (320, 640, 1280, 2560)
-    yield from _sweep("width", widths, lambda n: _step_of(n, n, 1024), KINDS)
+    yield from _sweep("width", widths, lambda n: _step_of(n, n, 1024), ADAPTED)
     yield from _sweep(
-        "tokens", (77, 256, 1024) if quick else (77, 256, 1024, 4096), lambda t: _step_of(640, 640, t), KINDS
+        "tokens", (77, 256, 1024) if quick else (77, 256, 1024, 4096), lambda t: _step_of(640, 640, t), ADAPTED
     )
-    yield from _sweep("layers", (2, 4, 8), lambda n: _step_of(640, 640, 256, n), KINDS)
+    yield from _sweep("layers", (2, 4, 8), lambda n: _step_of(640, 640, 256, n), ADAPTED)
     yield from _sweep("width", widths, _decomposing, ("decompose QR", "decompose SVD", "change by rotation"))
     yield from _sweep("factors", (1, 2, 3, 4), _rotating, ("change by rotation",))
 
 
-def _step_of(out: int, width: int, tokens: int, count: int = 1) -> dict[str, Timing]:
-    ways, _ = layer_ways(out, width, tokens, count, KINDS)
-    return interleaved(ways, repeats(4.0 * count * out * width * tokens))
+def _step_of(out: int, in_features: int, tokens: int, count: int = 1) -> dict[str, Timing]:
+    ways, _ = layer_ways(out, in_features, tokens, count, ADAPTED)
+    return interleaved(ways, repeats(4.0 * count * out * in_features * tokens))
 
 
 def _decomposing(n: int) -> dict[str, Timing]:
@@ -213,6 +212,22 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def tables(rows: list[Row]) -> str:
+    """A line for each way, a column for each model."""
+
+    def seconds(row: Row) -> str:
+        return f"{row['seconds']:.2f} s" + (f" ({row['ratio']:.2f})" if "ratio" in row else "")
+
+    def size(row: Row) -> str:
+        return f"{row['params'] / 1e6:.2f} M" + (f", {row['bytes'] / 1e6:.2f} MB" if row["bytes"] else "")
+
+    cells = {"step": seconds, "load": seconds, "merge": seconds, "file": size}
+    return "\n\n".join(
+        pivot((row for row in rows if row["bench"] == bench), bench, "variant", "model", cell)
+        for bench, cell in cells.items()
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="files of all models, times of SD 1.5 alone, fewer sizes")
@@ -227,21 +242,9 @@ def main() -> None:
                 continue
             rows += part(family, spectra)
     rows += growth(args.quick)
-
-    def seconds(row: Row) -> str:
-        return f"{row['seconds']:.2f} s" + (f" ({row['ratio']:.2f})" if "ratio" in row else "")
-
-    def size(row: Row) -> str:
-        return f"{row['params'] / 1e6:.2f} M" + (f", {row['bytes'] / 1e6:.2f} MB" if row["bytes"] else "")
-
-    cells = {"step": seconds, "load": seconds, "merge": seconds, "file": size}
-    tables = "\n\n".join(
-        pivot((row for row in rows if row["bench"] == bench), bench, "variant", "model", cell)
-        for bench, cell in cells.items()
-    )
-    say("\n" + tables)
+    say("\n" + tables(rows))
     if not args.quick:
-        write_rows("scale", [*rows, whole()], tables)
+        write_run("scale", rows, tables)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.lib import models
 from benchmarks.lib.families import attention
 from benchmarks.lib.layer import layer_ways
-from benchmarks.lib.machine import WHOLE, pivot, whole, with_kept, write_rows
+from benchmarks.lib.results import Row, pivot, write_run
 from benchmarks.lib.round_robin import RoundRobin
 from benchmarks.lib.timing import Timing, interleaved
 from soda_core.adapter import SodaAdapter
@@ -35,10 +35,9 @@ from soda_core.training.settings import TrainSettings
 from soda_core.training.trainable import TrainableAdapter
 from testbed.machine import core_count
 
-Row = dict[str, Any]
-
 # ----------------------------------------------------------------------------------------------------- one layer
 
+#: out_features, in_features, tokens
 LAYERS = [
     (320, 320, 4096), (320, 768, 77), (640, 640, 1024), (1280, 1280, 256), (1280, 768, 77), (1280, 1280, 1024),
     (1280, 2048, 77), (10240, 1280, 1024),
@@ -51,12 +50,12 @@ def layers(quick: bool) -> list[Row]:
     Layers come in fours, as in a model: what our adapter does once a step is shared among them.
     """
     rows = []
-    for out, width, tokens in LAYERS[:2] if quick else LAYERS:
+    for out, in_features, tokens in LAYERS[:2] if quick else LAYERS:
         count = 1 if out > 2000 else 4
-        ways, chosen = layer_ways(out, width, tokens, count)
-        repeats = 5 if quick else max(7, min(60, int(6e10 / (count * tokens * out * width))))
+        ways, chosen = layer_ways(out, in_features, tokens, count)
+        repeats = 5 if quick else max(7, min(60, int(6e10 / (count * tokens * out * in_features))))
         timings = interleaved(ways, repeats)
-        rows += _rows("layer", f"({out}, {width}, {tokens})", timings, "frozen", count=count, sides=chosen)
+        rows += _rows("layer", f"({out}, {in_features}, {tokens})", timings, "frozen", count=count, sides=chosen)
     return rows
 
 
@@ -293,14 +292,17 @@ def _rows(bench: str, what: str, timings: dict[str, Timing], against: str, **mor
     return rows
 
 
-def table(rows: list[Row], bench: str) -> str:
-    """Markdown: a line for each shape, a column for each way: ratio, and milliseconds."""
-    of = [row for row in rows if row["bench"] == bench]
+def tables(rows: list[Row]) -> str:
+    """One for each bench: a line for each shape, a column for each way: ratio, and milliseconds."""
 
     def cell(r: Row) -> str:
         return f"{r['ratio']:.2f} ({1e3 * r['seconds']:,.1f} ± {1e3 * r['spread']:,.1f} ms)"
 
-    return pivot(of, f"{bench}, ratio to {of[0]['against']}", "shape", "variant", cell)
+    written = []
+    for bench in dict.fromkeys(row["bench"] for row in rows):
+        of = [row for row in rows if row["bench"] == bench]
+        written.append(pivot(of, f"{bench}, ratio to {of[0]['against']}", "shape", "variant", cell))
+    return "\n\n".join(written)
 
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
@@ -322,9 +324,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = [row for part in args.part or PARTS for row in PARTS[part](args.quick)]
     if not args.quick:
-        rows = with_kept("speed", rows if args.part else [*rows, whole()])
-        benches = dict.fromkeys(row["bench"] for row in rows if row["bench"] != WHOLE)
-        write_rows("speed", rows, "\n\n".join(table(rows, bench) for bench in benches))
+        write_run("speed", rows, tables, part=bool(args.part))
 
 
 if __name__ == "__main__":

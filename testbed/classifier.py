@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from testbed.world.styles import PAINTERS
 from testbed.world.vocabulary import BACKGROUNDS, CLASSES, GLYPHS
 
-KINDS, GLYPH_NAMES, STYLES = tuple(CLASSES), tuple(GLYPHS), tuple(PAINTERS)
-_class_of = torch.tensor([KINDS.index(GLYPHS[name][0]) for name in GLYPH_NAMES])
+CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES = tuple(CLASSES), tuple(GLYPHS), tuple(PAINTERS)
+_class_of = torch.tensor([CLASS_NAMES.index(GLYPHS[name][0]) for name in GLYPH_NAMES])
 LOGIT_SCALE = 16.0  #: cosines to glyphs are this much sharpened before the softmax
 
 
@@ -33,7 +33,7 @@ class Classifier(nn.Module):
         self.embed = nn.Linear(256, 128)
         self.glyph = nn.Linear(128, len(GLYPH_NAMES), bias=False)
         # style and background are textures and colours: they are read lower down as well
-        self.style = nn.Linear(64 + 128 + 256, len(STYLES))
+        self.style = nn.Linear(64 + 128 + 256, len(STYLE_NAMES))
         self.background = nn.Linear(64 + 128 + 256, len(BACKGROUNDS))
 
     def forward(self, pictures: Tensor) -> Predictions:
@@ -43,7 +43,7 @@ class Classifier(nn.Module):
         everything = torch.cat([low.mean((2, 3)), middle.mean((2, 3)), top], 1)
         embedding = F.normalize(self.embed(top), dim=1)
         glyph = LOGIT_SCALE * embedding @ F.normalize(self.glyph.weight, dim=1).mT
-        kinds = [glyph[:, _class_of == i].logsumexp(1) for i in range(len(KINDS))]
+        kinds = [glyph[:, _class_of == i].logsumexp(1) for i in range(len(CLASS_NAMES))]
         return Predictions(
             embedding=embedding,
             glyph=glyph,
@@ -69,14 +69,14 @@ class Predictions:
         return cls(**{f.name: torch.cat([getattr(v, f.name) for v in parts]) for f in fields(cls)})
 
     def kinds(self) -> list[str]:
-        return [KINDS[i] for i in self.kind.argmax(1).tolist()]
+        return [CLASS_NAMES[i] for i in self.kind.argmax(1).tolist()]
 
     def styles(self) -> list[str]:
-        return [STYLES[i] for i in self.style.argmax(1).tolist()]
+        return [STYLE_NAMES[i] for i in self.style.argmax(1).tolist()]
 
     def style_log_probability(self, wanted: Sequence[str]) -> Tensor:
         """Of the style that each picture should have, (n,)."""
-        return _log_probability(self.style, [STYLES.index(style) for style in wanted])
+        return _log_probability(self.style, [STYLE_NAMES.index(style) for style in wanted])
 
     def glyph_log_probability(self, wanted: Sequence[str]) -> Tensor:
         """Of the glyph that each picture should show, (n,)."""

@@ -16,6 +16,14 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def label() -> str:
+    """The machine in few words, for a row of results."""
+    import torch  # what only counts cores need not wait for it
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor()}, {core_count()} cores{gpu}, torch {torch.__version__}"
+
+
 def core_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

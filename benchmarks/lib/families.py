@@ -43,7 +43,7 @@ class Family:
 
     def shapes(self) -> Counter[tuple[int, int]]:
         """(out, in) -> number of layers."""
-        return Counter((out, width) for out, width in self.layers.values())
+        return Counter((out, in_features) for out, in_features in self.layers.values())
 
 
 def attention(preset: str) -> dict[str, Shape]:
@@ -84,28 +84,28 @@ def _unet_tokens(side: int) -> Callable[[str, Shape], int]:
     return tokens
 
 
-def _flux(width: int = 3072, double: int = 19, single: int = 38) -> Shapes:
+def _flux(hidden: int = 3072, double: int = 19, single: int = 38) -> Shapes:
     s = Shapes()
-    s.linear("img_in", width, 64)
-    s.linear("txt_in", width, 4096)
+    s.linear("img_in", hidden, 64)
+    s.linear("txt_in", hidden, 4096)
     for name, size in (("time_in", 256), ("vector_in", 768), ("guidance_in", 256)):
-        s.linear(f"{name}.in_layer", width, size)
-        s.linear(f"{name}.out_layer", width, width)
+        s.linear(f"{name}.in_layer", hidden, size)
+        s.linear(f"{name}.out_layer", hidden, hidden)
     for i in range(double):
         for side in ("img", "txt"):
             name = f"double_blocks.{i}.{side}"
-            s.linear(f"{name}_mod.lin", 6 * width, width)
-            s.linear(f"{name}_attn.qkv", 3 * width, width)
-            s.linear(f"{name}_attn.proj", width, width)
-            s.linear(f"{name}_mlp.0", 4 * width, width)
-            s.linear(f"{name}_mlp.2", width, 4 * width)
+            s.linear(f"{name}_mod.lin", 6 * hidden, hidden)
+            s.linear(f"{name}_attn.qkv", 3 * hidden, hidden)
+            s.linear(f"{name}_attn.proj", hidden, hidden)
+            s.linear(f"{name}_mlp.0", 4 * hidden, hidden)
+            s.linear(f"{name}_mlp.2", hidden, 4 * hidden)
     for i in range(single):
         name = f"single_blocks.{i}"
-        s.linear(f"{name}.modulation.lin", 3 * width, width)
-        s.linear(f"{name}.linear1", 7 * width, width)
-        s.linear(f"{name}.linear2", width, 5 * width)
-    s.linear("final_layer.linear", 64, width)
-    s.linear("final_layer.adaLN_modulation.1", 2 * width, width)
+        s.linear(f"{name}.modulation.lin", 3 * hidden, hidden)
+        s.linear(f"{name}.linear1", 7 * hidden, hidden)
+        s.linear(f"{name}.linear2", hidden, 5 * hidden)
+    s.linear("final_layer.linear", 64, hidden)
+    s.linear("final_layer.adaLN_modulation.1", 2 * hidden, hidden)
     return s
 
 

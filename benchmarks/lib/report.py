@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.machine import write_rows
-
-Row = dict[str, Any]
+from benchmarks.lib.results import Row, write_rows
 
 #: One colour and marker per method in every plot; ours in warm colours.
 LOOKS = {
@@ -67,7 +65,7 @@ def table(
     rows: Iterable[Row], metrics: Sequence[str], extra: Callable[[list[Row]], dict[str, str]] | None = None
 ) -> str:
     """A Markdown table: a line for each method and budget, mean ± standard deviation over subjects, styles, seeds."""
-    lines, heads = [], ["method", "budget", "freedom", "runs", *(m.replace("_", " ") for m in metrics)]
+    lines, heads = [], ["method", "budget", "degrees of freedom", "runs", *(m.replace("_", " ") for m in metrics)]
     for (method, budget), group in groups(rows).items():
         lasting = _lasting(group)
         cells = [
@@ -188,7 +186,7 @@ def write(
         f"Subjects {scope['subject_steps']} steps, styles {scope['style_steps']}, batches of {scope['batch']}. Mean ± "
         "standard deviation over subjects or styles, and seeds, which differ more than methods do; so the last column "
         "has the mean difference to LoRA of the same budget, over the same subjects, styles and seeds, ± its standard "
-        "error. *Freedom*: trained degrees of freedom; an orthogonal k x k matrix has k (k - 1) / 2.",
+        "error. *Degrees of freedom* are the trained ones; an orthogonal k x k matrix has k (k - 1) / 2.",
         "Diverged runs, and merges that *geodesic* refuses, are counted in the number of runs, not in the means.",
     ]
     parts += reference_lines([row for row in rows if row.get("note") == "base"])
@@ -317,7 +315,7 @@ def ablation_table(
     changed: dict[str, list[float]] = {}
     for row in _lasting(drift):
         changed.setdefault(row["method"], []).append(row["changed"])
-    lines = ["| variant | freedom | subject | style | drift |", "| --- " * 5 + "|"]
+    lines = ["| variant | degrees of freedom | subject | style | drift |", "| --- " * 5 + "|"]
     for name, of in by_name.items():
         lasting = _lasting(of)
         if not of:
@@ -328,8 +326,8 @@ def ablation_table(
             lost = sum(row["task"] == task for row in of) - len(scores)
             cells.append((_said(scores) if scores else "") + (f" ({lost} diverged)" if lost else ""))
         cells.append(_said(changed[name]) if name in changed else "")
-        freedom = f"{lasting[0]['params']:,}" if lasting else ""
-        lines.append(f"| {name} | {freedom} | {' | '.join(cells)} |")
+        trained = f"{lasting[0]['params']:,}" if lasting else ""
+        lines.append(f"| {name} | {trained} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.lib.results import Row
 from soda_core.errors import ManifoldError, TrainingError
 from soda_core.files import replacing
 from testbed import evaluate
@@ -19,8 +20,6 @@ from testbed.bed import TestBed
 from testbed.methods import Method
 from testbed.world.tasks import Task
 from testbed.world.vocabulary import CLASSES
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

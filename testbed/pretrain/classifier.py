@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from testbed.classifier import GLYPH_NAMES, KINDS, STYLES, Classifier, Predictions
+from testbed.classifier import CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES, Classifier, Predictions
 from testbed.paths import cache_root
 from testbed.pretrain.data import Stream, floats, pictures
 from testbed.pretrain.loop import Plan, batch_of, fit, kept
@@ -22,8 +22,8 @@ from testbed.world.vocabulary import BACKGROUNDS, CLASSES, SUBJECTS
 EVERYTHING = {
     kind: [*glyphs, *(name for name, (of, _) in SUBJECTS.items() if of == kind)] for kind, glyphs in CLASSES.items()
 }
-STREAM = Stream("classifier", seed=3, styles=STYLES, classes=EVERYTHING)
-TEST_STREAM = Stream("classifier-test", seed=4, styles=STYLES, classes=EVERYTHING)
+STREAM = Stream("classifier", seed=3, styles=STYLE_NAMES, classes=EVERYTHING)
+TEST_STREAM = Stream("classifier-test", seed=4, styles=STYLE_NAMES, classes=EVERYTHING)
 #: styles that leave nothing of a background's colour
 ONE_COLOUR = ("sepia print", "blueprint", "thermal camera")
 TEST = 2000
@@ -34,8 +34,8 @@ def labels_of(scenes: list[Scene]) -> dict[str, Tensor]:
     backgrounds = [-100 if s.style in ONE_COLOUR else BACKGROUNDS.index(s.background) for s in scenes]
     return {
         "glyph": torch.tensor([GLYPH_NAMES.index(s.glyph) for s in scenes]),
-        "kind": torch.tensor([KINDS.index(s.kind) for s in scenes]),
-        "style": torch.tensor([STYLES.index(s.style) for s in scenes]),
+        "kind": torch.tensor([CLASS_NAMES.index(s.kind) for s in scenes]),
+        "style": torch.tensor([STYLE_NAMES.index(s.style) for s in scenes]),
         "background": torch.tensor(backgrounds),
     }
 
@@ -95,7 +95,7 @@ def main() -> None:
             print(f"  {name}: " + ", ".join(f"{what} {r.float().mean():.3f}" for what, r in right.items()), flush=True)
             worst = {
                 s: float(right["kind"][test_labels["style"][: len(of)] == i].float().mean())
-                for i, s in enumerate(STYLES)
+                for i, s in enumerate(STYLE_NAMES)
             }
             print("    class by style: " + ", ".join(f"{s} {v:.2f}" for s, v in worst.items()), flush=True)
 

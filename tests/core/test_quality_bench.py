@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.lib.machine import write_rows
 from benchmarks.lib.report import mean_and_spread, table
+from benchmarks.lib.results import write_rows
 from benchmarks.quality import Results, score
 
 NO_REPORT = Path("no report")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where a benchmark ran, and where its results go."""
+"""What a benchmark measured: flat rows, kept as JSON, and tables of them in Markdown."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from soda_core.files import replacing
-from testbed.machine import core_count, processor
+from testbed.machine import label
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 STARTED = time.monotonic()
 WHOLE = "whole"  #: the row that says how long a whole benchmark took
-
-
-def label() -> str:
-    """The machine in few words, for a row of results."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor()}, {core_count()} cores{gpu}, torch {torch.__version__}"
 
 
 def pivot(rows: Iterable[Row], corner: str, line: str, column: str, cell: Callable[[Row], str]) -> str:
@@ -37,17 +29,27 @@ def pivot(rows: Iterable[Row], corner: str, line: str, column: str, cell: Callab
     return "\n".join(table)
 
 
-def with_kept(name: str, rows: list[Row]) -> list[Row]:
-    """``rows``, after those that an earlier run left in ``results/<name>.json`` of what was not measured again."""
+def write_run(
+    name: str, rows: list[Row], tables: Callable[[list[Row]], str] = lambda _: "", part: bool = False
+) -> None:
+    """What this process measured, to ``results/<name>.json`` and ``.md``.
+
+    Args:
+        tables: of all rows, in Markdown.
+        part: of the benchmark only: what it did not measure keeps its rows, and how long the whole takes stays too.
+    """
+    if part:
+        measured = {row["bench"] for row in rows}
+        rows = [row for row in _kept(name) if row["bench"] not in measured] + rows
+    else:
+        rows = [*rows, {"bench": WHOLE, "variant": "all of it", "seconds": round(time.monotonic() - STARTED)}]
+    write_rows(name, rows, tables([row for row in rows if row["bench"] != WHOLE]))
+
+
+def _kept(name: str) -> list[Row]:
     path = RESULTS / f"{name}.json"
-    kept: list[Row] = json.loads(path.read_text("utf-8")) if path.exists() else []
-    measured = {row["bench"] for row in rows}
-    return [row for row in kept if row["bench"] not in measured] + rows
-
-
-def whole() -> Row:
-    """How long the benchmark took, for its last row."""
-    return {"bench": WHOLE, "variant": "all of it", "seconds": round(time.monotonic() - STARTED)}
+    rows: list[Row] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    return rows
 
 
 def write_rows(name: str, rows: Iterable[Row], tables: str = "", folder: Path = RESULTS) -> None:
