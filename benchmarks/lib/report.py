@@ -90,8 +90,7 @@ def table(
 
 def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels: tuple[str, str]) -> None:
     """Runs as dots, means as crosses of a standard error, a panel for each budget; up and to the right is better."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), sharex=True, sharey=True)
+    figure, axes = _panels(1, 2, (12, 4.8))
     for panel, budget in zip(axes, BUDGETS, strict=True):
         for (method, of), group in groups(rows).items():
             lasting = _lasting(group)
@@ -109,8 +108,7 @@ def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels:
         panel.grid(alpha=0.25)
     axes[0].set_ylabel(labels[1])
     _legend(figure, axes)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    _save(figure, path)
+    _save(figure, title, path)
 
 
 def _legend(figure: Any, axes: Sequence[Any]) -> None:
@@ -127,8 +125,7 @@ def _legend(figure: Any, axes: Sequence[Any]) -> None:
 
 def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -> None:
     """A bar for each method and budget, with its spread, in a panel for what was trained."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(2, 1, figsize=(9, 7), sharex=True, sharey=True)
+    figure, axes = _panels(2, 1, (9, 7))
     found = groups(_lasting(rows))
     for axis, kind in zip(axes, ("subject", "style"), strict=True):
         for position, ((method, budget), group) in enumerate(found.items()):
@@ -136,19 +133,18 @@ def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -
                 mean, spread = mean_and_spread(values)
                 alpha = 0.9 if budget == "small" else 0.55
                 axis.bar(position, mean, yerr=spread, color=LOOKS[method][0], alpha=alpha, ecolor="#555")
+        axis.set_axisbelow(True)
         axis.grid(axis="y", alpha=0.25)
         axis.set_title(f"after training a {kind}", loc="left", fontsize=10)
     names = [f"{method}\n{budget}" for method, budget in found]
     figure.supylabel(label, fontsize=10)
     axes[-1].set_xticks(range(len(names)), names, fontsize=7, rotation=45, ha="right")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    _save(figure, path)
+    _save(figure, title, path)
 
 
 def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: Path) -> None:
     """Score against learning rate, a panel for each budget: how much the choice matters."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True, sharey=True)
+    figure, axes = _panels(1, 2, (11, 4.2))
     for panel, budget in zip(axes, BUDGETS, strict=True):
         for (method, of), group in groups(rows).items():
             if of != budget:
@@ -165,8 +161,7 @@ def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: 
         panel.grid(alpha=0.25)
     axes[0].set_ylabel("score")
     _legend(figure, axes)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    _save(figure, path)
+    _save(figure, title, path)
 
 
 def write(
@@ -331,17 +326,16 @@ def ablation_table(
     return "\n".join(lines)
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure of panels with the same axes, and an array of them; not one of pyplot's, which it would keep."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    figure = Figure(size)
+    return figure, figure.subplots(rows, columns, sharex=True, sharey=True)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, title: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    _pyplot().close(figure)
