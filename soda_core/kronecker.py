@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Kronecker products of small rotations, without ever forming the product.
 
-``K = R_1 ⊗ R_2 ⊗ … ⊗ R_m`` with ``R_i (k_i, k_i)`` and ``Π k_i = in`` (METHOD: Zhang et al. 2025, section 3.2).
+``K = R_1 ⊗ R_2 ⊗ … ⊗ R_m`` with ``R_i (k_i, k_i)`` and ``Π k_i = in`` (Zhang et al. 2025, section 3.2).
 """
 
 from __future__ import annotations
