@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import TrainingError
 from .settings import TrainSettings
-from .trainable import TrainableAdapter
 
 #: Growth of the smoothed denoising loss over the first steps' largest at which a run counts as diverged.
 DIVERGED_AT = 5.0
@@ -37,6 +38,33 @@ class Progress:
     learning_rates: list[float] = field(default_factory=list)  #: multiplier of the learning rates per step
 
 
+class Trainable(Protocol):
+    """Parameters in training, whatever kind of layers they adapt a model with."""
+
+    @property
+    def layers(self) -> Mapping[str, object]:
+        """What is adapted, by layer name."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """New ones, at the settings' learning rates; every trained parameter belongs to one."""
+
+    def begin_step(self) -> None:
+        """Make the layers follow the parameters; called before every forward pass that follows an update."""
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of all parameters."""
+
+    def restore(self, snapshot: list[Tensor]) -> None: ...
+
+    def without_gradient(self) -> list[str]:
+        """Layers none of whose parameters moved the loss in the last backward pass."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within, the model computes as if nothing were adapted."""
+
+
 BatchLoss = Callable[[torch.Generator], Losses]
 OnStep = Callable[[Progress], None]
 
@@ -47,7 +75,9 @@ def generator_for(seed: int, step: int, part: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def train(trainable: TrainableAdapter, batch_loss: BatchLoss, on_step: OnStep, progress: Progress) -> None:
+def train(
+    trainable: Trainable, settings: TrainSettings, batch_loss: BatchLoss, on_step: OnStep, progress: Progress
+) -> None:
     """Run the settings' steps; parameters are always those of the last completed, finite step.
 
     Args:
@@ -58,7 +88,6 @@ def train(trainable: TrainableAdapter, batch_loss: BatchLoss, on_step: OnStep, p
         TrainingError: the loss became NaN or infinite, or grew out of all proportion; the parameters are put back to
             the last good step.
     """
-    settings = trainable.settings
     optimizers = trainable.optimizers()
     base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parameters = [p for p in trainable.parameters() if p.requires_grad]
@@ -103,7 +132,7 @@ def train(trainable: TrainableAdapter, batch_loss: BatchLoss, on_step: OnStep, p
         raise TrainingError("training diverged in its last step; the step before is kept. Lower the learning rates")
 
 
-def _check_reached(trainable: TrainableAdapter) -> None:
+def _check_reached(trainable: Trainable) -> None:
     """Say when something in the model keeps gradients from layers: they would be saved as if they were trained."""
     missed = trainable.without_gradient()
     total = len(trainable.layers)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How much memory a computation will take, found out by running it without arithmetic and without memory."""
+"""How much memory a step will take, found out by running it without arithmetic and without memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .loop import Losses, Trainable
+from .trainable import TrainableAdapter
+
 
 def peak_bytes(compute: Callable[[], object]) -> int:
     """The most that tensors made by ``compute`` take together at any moment.
@@ -23,13 +26,43 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     Raises:
         RuntimeError: something does depend on values, or has no fake form.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _Living() as living:
+    with FakeTensorMode(allow_non_fake_inputs=True), TensorBytes() as made:
         compute()
-    return living.peak
+    return made.peak
 
 
-class _Living(TorchDispatchMode):
-    """Counts the bytes of new tensors until they are gone."""
+#: Of the parameters, while training: values, gradients, two moments, and the last good state.
+_COPIES = 5
+
+
+def needs(trainable: TrainableAdapter, losses: Callable[[], Losses]) -> dict[str, int]:
+    """Bytes that a training takes above its model, by what they are for; arguments as for :func:`step_bytes`."""
+    return {
+        "decompositions": trainable.frozen_bytes(),
+        "adapter and optimiser": _COPIES * sum(p.nbytes for p in trainable.parameters()),
+        "a step": step_bytes(trainable, losses),
+    }
+
+
+def step_bytes(trainable: Trainable, losses: Callable[[], Losses]) -> int:
+    """The most that a step's forward and backward pass take above model and parameters; raises as :func:`peak_bytes`.
+
+    Args:
+        losses: of the batch that takes most.
+    """
+
+    def step() -> None:
+        trainable.begin_step()
+        torch.autograd.grad(losses().objective, [p for p in trainable.parameters() if p.requires_grad])
+
+    try:
+        return peak_bytes(step)
+    finally:
+        trainable.begin_step()  # real tensors again
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made within until they are gone: ``now``, and ``peak``, the most at any moment."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,9 +7,9 @@ batched products. :meth:`TrainableAdapter.begin_step` hands every layer its view
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,102 +17,12 @@ from torch import Tensor, nn
 from ..adapter import SodaAdapter
 from ..base_weight import BaseWeight
 from ..errors import SettingsError
-from ..kronecker import grouped, unrotate
-from ..layer import SodaLayer, adapted_weight
-from ..linalg import result_dtype
-from ..spectral import Decomposition, Spectrum, SvdSpectrum
+from ..kronecker import grouped
+from ..layer import SodaLayer
+from ..spectral import Spectrum, SvdSpectrum
 from ..stiefel import StiefelAdam
 from .settings import TrainSettings
-
-Side = Literal["weight", "activations"]
-
-#: What one pass over an entry costs, in multiplications: measured on a CPU (``python dev.py bench speed``), and of
-#: the same order on GPUs, where both are faster.
-PASS = 60
-#: Passes over a convolution's activations to make columns of them, and back.
-COLUMNS = 6
-
-
-class TrainableLayer:
-    """One layer while it trains. Rotation and shift each go on the weight or on the activations; see :meth:`sides`."""
-
-    def __init__(
-        self, shape: tuple[int, ...], sizes: tuple[int, ...], decomposition: Decomposition, spectrum: Spectrum | None
-    ) -> None:
-        self.shape, self.sizes, self.decomposition, self.spectrum = shape, sizes, decomposition, spectrum
-        self.rank = min(shape[0], math.prod(shape[1:]))
-        self.factors: list[Tensor] = []
-        self.groups: list[Tensor] = []  #: the factors multiplied out as far as it pays
-        self.shift: Tensor | None = None
-
-    def weight(self, W: Tensor, pristine: Tensor | None = None, rotated: bool = True) -> Tensor:
-        """The adapted weight, in W's shape and dtype; differentiable in factors and shift.
-
-        Args:
-            W: the weight in use.
-            pristine: the base weight, where something else (a LoRA) has changed W already: then the change is computed
-                from the base and added, just as a loaded adapter's is.
-            rotated: False leaves the rotation to :meth:`rotate_input`.
-        """
-        base = W if pristine is None else pristine
-        flat = base.flatten(1).to(result_dtype(base))
-        adapted = adapted_weight(flat, self.groups if rotated else [], self.shift, self.spectrum)
-        if pristine is not None:
-            adapted = W.flatten(1) + (adapted - flat)
-        return adapted.reshape(W.shape).to(W.dtype)
-
-    def rotate_input(self, x: Tensor) -> Tensor:
-        """``Kᵀ x`` for activations ``(*batch, in)``, in x's dtype."""
-        if not self.groups:
-            return x
-        return unrotate(x.to(result_dtype(x)), self.groups).to(x.dtype)
-
-    def spectral_output(self, x: Tensor) -> Tensor | None:
-        """``Δ(shift) x`` for rotated activations ``(*batch, in) -> (*batch, out)``; None without a shift."""
-        if self.shift is None or self.spectrum is None:
-            return None
-        return self.spectrum.apply(x.to(self.spectrum.like), self.shift).to(x.dtype)
-
-    def whole_output(self, x: Tensor) -> Tensor | None:
-        """``(W0 + Δ(shift)) x`` without W0, for rotated activations; None where W0 is needed.
-
-        Only in the decomposition's own dtype: in a smaller one the base model would not be met exactly at the start.
-        """
-        spectrum = self._in_place_of_w0(x.dtype)
-        return None if spectrum is None or self.shift is None else spectrum.output(x, self.shift)
-
-    def _in_place_of_w0(self, dtype: torch.dtype) -> SvdSpectrum | None:
-        spectrum = self.spectrum
-        return spectrum if isinstance(spectrum, SvdSpectrum) and spectrum.U.dtype == spectrum.S.dtype == dtype else None
-
-    def sides(self, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Side, Side]:
-        """Where rotation and shift cost least for ``tokens`` rows of activations, forward and backward together.
-
-        In multiplications per token, output and input: the frozen layer takes 2, the gradient of a weight 1. A rotation
-        takes three products with each group, and passes over what it rotates: rows of the weight, or tokens. A
-        convolution's tokens are its output positions; making columns of them takes more passes.
-        """
-        out, width = self.shape[0], math.prod(self.shape[1:])
-        rank = self.rank
-        weight_gradient = 1.0
-        rotation = (3 * sum(R.shape[-1] for R in self.groups) + 6 * PASS) / out if self.groups else 0.0
-        on_weight = rotation * out / tokens
-        if len(self.shape) > 2:
-            rotation += COLUMNS * PASS / out
-        if self.shift is None:
-            return ("activations" if rotation < on_weight + weight_gradient else "weight"), "weight"
-        if self.decomposition == "svd":
-            shift_on_weight = 2 * rank / tokens
-            shift_on_activations = 2 * rank * (1 / out + 1 / width) - (2.0 if self._in_place_of_w0(dtype) else 0.0)
-        else:
-            shift_on_weight = 4 * PASS / tokens
-            shift_on_activations = 2 * rank / out
-        costs: dict[tuple[Side, Side], float] = {
-            ("weight", "weight"): on_weight + shift_on_weight + weight_gradient,
-            ("activations", "weight"): rotation + shift_on_weight + weight_gradient,
-            ("activations", "activations"): rotation + shift_on_activations,
-        }
-        return min(costs, key=lambda sides: costs[sides])
+from .trainable_layer import TrainableLayer
 
 
 class TrainableAdapter(nn.Module):
@@ -137,7 +47,7 @@ class TrainableAdapter(nn.Module):
         self.layers: dict[str, TrainableLayer] = {}
         counts: dict[int, int] = {}
         for name, shape in shapes.items():
-            sizes = layer_factor_sizes(shape, settings)
+            sizes = settings.rotation_sizes(shape)
             if settings.shifts and name not in spectra:
                 raise SettingsError(f"layer {name!r} trains a shift and needs its decomposition")
             self.layers[name] = TrainableLayer(
@@ -206,6 +116,22 @@ class TrainableAdapter(nn.Module):
             optimizers.append(torch.optim.AdamW([self.shifts], lr=self.settings.shift_lr))
         return optimizers
 
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within, every layer's forward pass is that of the frozen layer."""
+        for layer in self.layers.values():
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.enabled = True
+
+    def frozen_bytes(self) -> int:
+        """What it holds beside the parameters: decompositions, and knots of curves."""
+        spectra = sum(layer.spectrum.nbytes() for layer in self.layers.values() if layer.spectrum is not None)
+        return spectra + sum(knots.nbytes for _, knots in self.curves)
+
     def without_gradient(self) -> list[str]:
         """Layers none of whose parameters moved the loss in the last backward pass."""
         reached = {
@@ -248,8 +174,3 @@ class TrainableAdapter(nn.Module):
                 soda = soda.with_base_check(BaseWeight(weights[name], spectra=spectra))
             layers[name] = soda
         return SodaAdapter(layers, dict(metadata))
-
-
-def layer_factor_sizes(shape: tuple[int, ...], settings: TrainSettings) -> tuple[int, ...]:
-    """Factor sizes of a weight of ``shape`` under ``settings``; ``()`` when rotations are not trained."""
-    return settings.rotation_sizes(shape)

@@ -47,7 +47,7 @@ def test_recovers_a_planted_adapter(decomposition) -> None:
     settings = replace(SETTINGS, decomposition=decomposition, schedule="cosine", steps=300)
     _, trainable, batch_loss = problem(settings)
     progress = Progress()
-    train(trainable, batch_loss, lambda p: None, progress)
+    train(trainable, trainable.settings, batch_loss, lambda p: None, progress)
     assert progress.losses[-1] < 0.1 * progress.losses[0]
     assert all(orthogonality_residual(R) < 1e-5 for R in trainable.rotations.values())
 
@@ -56,7 +56,7 @@ def test_recovers_a_planted_adapter(decomposition) -> None:
 def test_only_what_is_trained_exists_and_moves(what) -> None:
     settings = replace(SETTINGS, train=what, steps=5)
     weights, trainable, batch_loss = problem(settings)
-    train(trainable, batch_loss, lambda p: None, Progress())
+    train(trainable, trainable.settings, batch_loss, lambda p: None, Progress())
     adapter = trainable.to_adapter(weights, {})
     for layer in adapter.layers.values():
         assert (layer.factors != []) == (what != "shift only")
@@ -79,7 +79,7 @@ WAYS = ["weight", "rotated input", "activations", "without W0"]
 def test_all_ways_give_the_same_output_and_gradients(decomposition, name) -> None:
     settings = replace(SETTINGS, decomposition=decomposition, steps=3)
     weights, trainable, batch_loss = problem(settings)
-    train(trainable, batch_loss, lambda p: None, Progress())
+    train(trainable, trainable.settings, batch_loss, lambda p: None, Progress())
     layer, W = trainable.layers[name], weights[name]
     x, g = torch.randn(4, 7, W.shape[1], requires_grad=True), torch.randn(4, 7, W.shape[0])
     results = []
@@ -191,7 +191,7 @@ def test_same_seed_same_result_other_seed_other_noise() -> None:
             return Losses(loss, loss.detach().abs())
 
         progress = Progress()
-        train(trainable, batch_loss, lambda p: None, progress)
+        train(trainable, trainable.settings, batch_loss, lambda p: None, progress)
         return progress.losses
 
     assert run(1) == run(1) and run(1) != run(2)
@@ -210,7 +210,7 @@ def test_a_nan_stops_and_keeps_the_last_good_step(bad) -> None:
 
     progress = Progress()
     with pytest.raises(TrainingError, match="diverged at step 8.*learning rates"):
-        train(trainable, poisoned, lambda p: None, progress)
+        train(trainable, trainable.settings, poisoned, lambda p: None, progress)
     assert progress.step == 6, "the seventh led to the loss that stopped it"
     assert all(torch.isfinite(p).all() for p in trainable.parameters())
     trainable.to_adapter(weights, {}).layers["a"].validate("a")
@@ -219,7 +219,7 @@ def test_a_nan_stops_and_keeps_the_last_good_step(bad) -> None:
 def test_an_exploding_loss_counts_as_diverged() -> None:
     _, trainable, batch_loss = problem(replace(SETTINGS, steps=400, shift_lr=1e6, schedule="constant"))
     with pytest.raises(TrainingError, match="diverged"):
-        train(trainable, batch_loss, lambda p: None, Progress())
+        train(trainable, trainable.settings, batch_loss, lambda p: None, Progress())
 
 
 def test_a_cancel_leaves_the_parameters_of_the_last_step() -> None:
@@ -234,7 +234,7 @@ def test_a_cancel_leaves_the_parameters_of_the_last_step() -> None:
 
     progress = Progress()
     with pytest.raises(Cancel):
-        train(trainable, batch_loss, stop, progress)
+        train(trainable, trainable.settings, batch_loss, stop, progress)
     assert progress.step == 3 and len(progress.losses) == 3
     trainable.to_adapter(weights, {"steps": 3}).layers["a"].validate("a")
 
@@ -243,7 +243,7 @@ def test_accumulation_equals_a_larger_batch() -> None:
     results = []
     for accumulation in (1, 4):
         _, trainable, batch_loss = problem(replace(SETTINGS, steps=3, accumulation=accumulation))
-        train(trainable, batch_loss, lambda p: None, Progress())
+        train(trainable, trainable.settings, batch_loss, lambda p: None, Progress())
         results.append([p.detach().clone() for p in trainable.parameters()])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
@@ -313,7 +313,7 @@ def test_untrained_layers_have_no_sketches_without_weights() -> None:
 def test_a_shift_with_knots_is_a_curve_over_the_singular_values() -> None:
     settings = replace(SETTINGS, steps=20, shift_knots=4, train="shift only")
     weights, trainable, batch_loss = problem(settings)
-    train(trainable, batch_loss, lambda p: None, Progress())
+    train(trainable, trainable.settings, batch_loss, lambda p: None, Progress())
     assert trainable.shifts is not None and trainable.shifts.numel() == 4 * len(SHAPES)
     for name, layer in trainable.to_adapter(weights, {}).layers.items():
         spectrum = decompose(weights[name], "svd")
@@ -347,7 +347,7 @@ def test_a_curve_survives_a_rounded_base_where_independent_shifts_do_not() -> No
 def test_the_default_trains_layers_of_every_rank(decomposition) -> None:
     settings = replace(SETTINGS, decomposition=decomposition, shift_knots=16, steps=3)
     _, trainable, batch_loss = problem(settings)  # ranks 20, 20 and 8
-    train(trainable, batch_loss, lambda p: None, Progress())
+    train(trainable, trainable.settings, batch_loss, lambda p: None, Progress())
     assert trainable.shift_sizes == ([16, 16, 8] if decomposition == "svd" else [20, 20, 8])
     for layer in trainable.to_adapter(None, {}).layers.values():
         assert layer.shift.shape == (min(layer.shape[0], math.prod(layer.shape[1:])),) and layer.shift.norm() > 0

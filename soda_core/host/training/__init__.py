@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Training in the graph: a MODEL and pictures in, an adapter out."""
+"""Training in the graph: a MODEL and pictures in, an adapter out.
 
+``session`` holds the model to train in, ``objective`` the loss of a batch, ``run`` what a node does with both.
+"""
+
+from .dataset import TrainingData
 from .options import RunOptions
-from .run import TrainingData, TrainingResult, train_in_graph
+from .run import TrainingResult, train_in_graph
 
 __all__ = ["RunOptions", "TrainingData", "TrainingResult", "train_in_graph"]

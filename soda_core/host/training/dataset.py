@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,21 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...errors import TrainingError
+from ...errors import SettingsError, TrainingError
 from .training_copy import ordinary
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the graph hands over; every sequence holds the host's own types."""
+
+    latents: Sequence[dict[str, Any]]
+    positive: Sequence[Any]
+    base_positive: Sequence[Any] | None = None  #: captions without the placeholder word, for DCO
+    class_latents: Sequence[dict[str, Any]] | None = None  #: prior preservation
+    class_positive: Sequence[Any] | None = None
+    negative: Sequence[Any] | None = None  #: previews only
+    vae: Any | None = None  #: previews only
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,35 @@ class Buckets:
         return [group[i % len(group)] for i in range(count)]
 
 
-def prepare(
+@dataclass(frozen=True)
+class Examples:
+    """The data of a training, as its model takes them."""
+
+    pictures: Buckets
+    class_pictures: Buckets | None = None
+
+    @classmethod
+    def of(cls, data: TrainingData, model: Any, device: torch.device) -> Examples:
+        """Check and convert what the graph handed over.
+
+        Args:
+            model: the host's BaseModel, for latent scaling and conditioning.
+
+        Raises:
+            SettingsError, TrainingError: which input is wrong, and what to connect.
+        """
+        if (data.class_latents is None) != (data.class_positive is None):
+            raise SettingsError(
+                "prior preservation needs both class_latents and class_positive; connect both or neither"
+            )
+        pictures = _buckets(model, device, data.latents, data.positive, data.base_positive)
+        logging.info("SODA: training on %d pictures in %d sizes", len(pictures), len(pictures.groups))
+        if data.class_latents is None or data.class_positive is None:
+            return cls(pictures)
+        return cls(pictures, _buckets(model, device, data.class_latents, data.class_positive, None, "class_"))
+
+
+def _buckets(
     model: Any,
     device: torch.device,
     latents: Sequence[dict[str, Any]],
@@ -55,13 +97,9 @@ def prepare(
     base_conditioning: Sequence[Any] | None,
     inputs: str = "",
 ) -> Buckets:
-    """Check and convert one data set.
+    """One set of pictures with their captions, one for all or one each.
 
     Args:
-        model: the host's BaseModel, for latent scaling and conditioning.
-        latents: LATENT dicts, each with one or more pictures.
-        conditioning: CONDITIONING lists; one entry for all pictures, or one each.
-        base_conditioning: likewise without the placeholder word, or None.
         inputs: what the inputs' names begin with, for errors: "" of latents and positive, "class_".
     """
     pictures = _pictures(latents, model, f"{inputs}latents")

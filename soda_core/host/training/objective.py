@@ -1,42 +1,103 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The denoising objective in the model's own parametrisation, read off the host's model sampling.
-
-Nothing here knows ε, v or flow by name. The host's ``calculate_denoised`` is affine in the model output,
-``x0 = a x + c · output``, so one probe gives c and ``(x0_predicted - x0) / c`` is the error of the output itself.
-"""
+"""The loss of a batch: examples, noise and noise levels drawn, the model's error on them, and what is minimised."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Share of the schedule cut off at either end, where the host's sigma is infinite or zero.
-_MARGIN = 1e-3
+from ...training import losses
+from ...training.loop import Losses, Trainable
+from .dataset import Buckets, Example, Examples
+from .parametrisation import draw_sigmas, output_error, output_scale, signal_to_noise
+from .session import TrainingSession
 
 
-def draw_sigmas(sampling: Any, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """``(count,)`` noise levels, uniform over the model's own schedule."""
-    percent = torch.rand(count, generator=generator).clamp(_MARGIN, 1 - _MARGIN)
-    return torch.tensor([float(sampling.percent_to_sigma(float(p))) for p in percent], device=device)
+@dataclass(frozen=True)
+class Drawn:
+    """A batch with its random numbers."""
+
+    batch: list[Example]
+    noise: Tensor  #: ``(batch, C, …)``
+    sigma: Tensor  #: ``(batch,)``
 
 
-def output_scale(sampling: Any, sigma: Tensor) -> Tensor:
-    """c of ``x0 = a x + c · output``: ``(batch,)``."""
-    one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device)
-    return sampling.calculate_denoised(sigma, one, torch.zeros_like(one)).flatten()  # type: ignore[no-any-return]
+class Objective:
+    """The settings' loss on a session's model.
 
+    Args:
+        trainable: what is trained in the model; for ``dco`` it can be disabled.
+    """
 
-def signal_to_noise(sampling: Any, sigma: Tensor) -> Tensor:
-    """Power ratio of picture and noise in the noised latent: ``(batch,)``."""
-    one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device)
-    signal = sampling.noise_scaling(sigma, torch.zeros_like(one), one.clone(), False)
-    noise = sampling.noise_scaling(sigma, one.clone(), torch.zeros_like(one), False)
-    return (signal / noise).square().flatten()  # type: ignore[no-any-return]
+    def __init__(self, session: TrainingSession, trainable: Trainable, examples: Examples) -> None:
+        self.session, self.trainable, self.examples = session, trainable, examples
+        self.settings = session.settings
 
+    def batch_loss(self, generator: torch.Generator) -> Losses:
+        """Of a batch that the generator decides; see :func:`...training.loop.train`."""
+        drawn = self.draw(self.examples.pictures, generator)
+        prior = self.examples.class_pictures
+        return self.losses(drawn, None if prior is None else self.draw(prior, generator))
 
-def output_error(sampling: Any, sigma: Tensor, denoised: Tensor, clean: Tensor) -> Tensor:
-    """Error of the model's own output, ``(batch, …)``, from its denoised prediction."""
-    scale = output_scale(sampling, sigma)
-    return (denoised.float() - clean) / scale.reshape(-1, *(1,) * (clean.ndim - 1))
+    def draw(self, pictures: Buckets, generator: torch.Generator) -> Drawn:
+        return self._noised(pictures.draw(self.settings.batch_size, generator), generator)
+
+    def largest(self) -> tuple[Drawn, Drawn | None]:
+        """A batch of the largest pictures, and of the largest class pictures: what takes most memory."""
+
+        def drawn(pictures: Buckets) -> Drawn:
+            return self._noised(pictures.largest(self.settings.batch_size), torch.Generator())
+
+        prior = self.examples.class_pictures
+        return drawn(self.examples.pictures), None if prior is None else drawn(prior)
+
+    def losses(self, drawn: Drawn, prior: Drawn | None) -> Losses:
+        """Of a batch, and a batch of class pictures beside it."""
+        settings = self.settings
+        loss, objective = self._denoising(drawn, settings.loss)
+        if prior is not None and settings.prior_weight:
+            kind, pull = ("mse", settings.dco_beta / 2) if settings.loss == "dco" else (settings.loss, 1.0)
+            # dco starts beta / 2 times as steep as a plain loss
+            objective = objective + settings.prior_weight * pull * self._denoising(prior, kind)[1]
+        return Losses(objective, loss)
+
+    def predict_once(self) -> None:
+        """One prediction without gradients: what a model computes once and keeps is there afterwards."""
+        (example,) = self.examples.pictures.largest(1)
+        drawn = self._noised([example], torch.Generator())
+        with torch.no_grad():
+            self.session.denoise(drawn.noise, drawn.sigma, [example.conds])
+
+    @property
+    def _sampling(self) -> Any:
+        return self.session.model.model_sampling  # another one once the model is loaded, where a node has set it
+
+    def _noised(self, batch: list[Example], generator: torch.Generator) -> Drawn:
+        shape = (len(batch), *batch[0].latent.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(self.session.device)
+        return Drawn(batch, noise, draw_sigmas(self._sampling, len(batch), generator, self.session.device))
+
+    def _denoising(self, drawn: Drawn, kind: str) -> tuple[Tensor, Tensor]:
+        """Plain denoising loss (detached) and objective of one batch, both scalars."""
+        sampling, batch, sigma = self._sampling, drawn.batch, drawn.sigma
+        clean = torch.cat([example.latent for example in batch])
+        noised = sampling.noise_scaling(sigma, drawn.noise, clean, False)
+
+        def output_loss(conds: list[dict[str, Any]]) -> Tensor:
+            error = output_error(sampling, sigma, self.session.denoise(noised, sigma, conds), clean)
+            return losses.mse(error, torch.zeros_like(error))
+
+        loss = output_loss([example.conds for example in batch])
+        if kind == "min-snr":
+            snr, scale = signal_to_noise(sampling, sigma), output_scale(sampling, sigma)
+            objective = losses.min_snr_weight(snr, scale, self.settings.min_snr_gamma) * loss
+        elif kind == "dco":
+            with torch.no_grad(), self.trainable.disabled():
+                base_loss = output_loss([e.conds if e.base_conds is None else e.base_conds for e in batch])
+            objective = losses.dco(loss, base_loss, self.settings.dco_beta)
+        else:
+            objective = loss
+        return loss.detach().mean(), objective.mean()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from ...training.loop import OnStep
 from ...training.setting import check_settings, setting
 
 TrainingDtype = Literal["auto", "bf16", "fp32", "model"]
@@ -18,6 +19,7 @@ class RunOptions:
     Args:
         graph: workflow and prompt JSON, kept in the file.
         show: shows a line of text on the node.
+        on_step: called after every step; what it raises ends the run, as a cancel does.
     """
 
     filename_prefix: str = "soda"
@@ -70,6 +72,7 @@ class RunOptions:
     )
     graph: dict[str, str] = field(default_factory=dict)
     show: Callable[[str], None] = lambda text: None
+    on_step: OnStep = lambda progress: None
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -33,7 +33,7 @@ def ordinary(tensor: Tensor) -> Tensor:
         return twin.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def shadow_patcher(patcher: Any) -> Any:
+def training_copy(patcher: Any) -> Any:
     """A patcher over a private module tree that shares the weights of ``patcher``'s model.
 
     Patches (a LoRA in front, say) and options come along; loading, patching and replaced forwards stay private.
@@ -89,14 +89,14 @@ def _copy_modules(patcher: Any) -> torch.nn.Module:
         if not attribute.startswith("_"):  # configuration objects are read only, some refuse to be copied
             memo[id(value)] = value
     memo[id(getattr(model, "current_patcher", None))] = None
-    shadow: torch.nn.Module = copy.deepcopy(model, memo)
-    for module in shadow.modules():
+    copied: torch.nn.Module = copy.deepcopy(model, memo)
+    for module in copied.modules():
         if hasattr(module, "prev_comfy_cast_weights"):
             module.comfy_cast_weights = module.prev_comfy_cast_weights
             del module.prev_comfy_cast_weights
         if hasattr(module, "comfy_patched_weights"):
             setattr(module, "comfy_patched_weights", False)  # noqa: B010  (a plain flag, not a submodule)
-    shadow.device = patcher.offload_device  # type: ignore[assignment]
+    copied.device = patcher.offload_device  # type: ignore[assignment]
     for attribute, value in (
         ("model_loaded_weight_memory", 0),
         ("lowvram_patch_counter", 0),
@@ -104,23 +104,5 @@ def _copy_modules(patcher: Any) -> torch.nn.Module:
         ("current_weight_patches_uuid", None),
         ("model_offload_buffer_memory", 0),
     ):
-        setattr(shadow, attribute, value)
-    return shadow
-
-
-def checkpointed_blocks(model: Any) -> list[torch.nn.Module]:
-    """The blocks to recompute in the backward pass: the outermost composite modules inside containers."""
-    containers = (torch.nn.ModuleList, torch.nn.Sequential, torch.nn.ModuleDict)
-    blocks: list[torch.nn.Module] = []
-
-    def walk(module: torch.nn.Module, inside: bool) -> None:
-        for child in module.children():
-            if isinstance(child, containers):
-                walk(child, True)
-            elif inside and any(True for _ in child.children()):
-                blocks.append(child)
-            else:
-                walk(child, False)
-
-    walk(model.diffusion_model, False)
-    return blocks
+        setattr(copied, attribute, value)
+    return copied

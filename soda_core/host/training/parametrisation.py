@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parametrisation of a model's output, read off the host's model sampling.
+
+Nothing here knows ε, v or flow by name. The host's ``calculate_denoised`` is affine in the model output,
+``x0 = a x + c · output``, so one probe gives c and ``(x0_predicted - x0) / c`` is the error of the output itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Share of the schedule cut off at either end, where the host's sigma is infinite or zero.
+_MARGIN = 1e-3
+
+
+def draw_sigmas(sampling: Any, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """``(count,)`` noise levels, uniform over the model's own schedule."""
+    percent = torch.rand(count, generator=generator).clamp(_MARGIN, 1 - _MARGIN)
+    return torch.tensor([float(sampling.percent_to_sigma(float(p))) for p in percent], device=device)
+
+
+def output_scale(sampling: Any, sigma: Tensor) -> Tensor:
+    """c of ``x0 = a x + c · output``: ``(batch,)``."""
+    one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device)
+    return sampling.calculate_denoised(sigma, one, torch.zeros_like(one)).flatten()  # type: ignore[no-any-return]
+
+
+def signal_to_noise(sampling: Any, sigma: Tensor) -> Tensor:
+    """Power ratio of picture and noise in the noised latent: ``(batch,)``."""
+    one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device)
+    signal = sampling.noise_scaling(sigma, torch.zeros_like(one), one.clone(), False)
+    noise = sampling.noise_scaling(sigma, one.clone(), torch.zeros_like(one), False)
+    return (signal / noise).square().flatten()  # type: ignore[no-any-return]
+
+
+def output_error(sampling: Any, sigma: Tensor, denoised: Tensor, clean: Tensor) -> Tensor:
+    """Error of the model's own output, ``(batch, …)``, from its denoised prediction."""
+    scale = output_scale(sampling, sigma)
+    return (denoised.float() - clean) / scale.reshape(-1, *(1,) * (clean.ndim - 1))
