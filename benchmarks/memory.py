@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -30,6 +31,10 @@ import torch
 from benchmarks.lib import models
 from benchmarks.lib.families import UNETS, attention
 from benchmarks.lib.results import Row, pivot, write_run
+from soda_core.spectral import Decomposition, Spectrum, from_tensors
+from soda_core.training.settings import TrainSettings
+from soda_core.training.trainable import TrainableAdapter
+from testbed.methods import Method
 
 TRAINING_STEPS = 2  #: the first makes the optimiser's state, the second has it
 GROWTH_STEPS = 200
@@ -93,7 +98,7 @@ def train(preset: str, side: int, variant: str) -> Row:
             run.go()
     row: Row = {"bytes": peak.most, "seconds_per_step": run.seconds / TRAINING_STEPS}
     if run.needs:
-        row |= {"estimate": sum(run.needs.values()), **_parts(run)}
+        row |= {"estimate": sum(run.needs.values()), **_named(run.needs)}
     return row
 
 
@@ -129,11 +134,15 @@ def forget() -> None:
 
 
 def one_run(
-    patcher: Any, preset: str, side: int, variant: str, steps: int, on_step: Callable[[], None] = lambda: None,
-    dtype: str = "fp32",
-) -> models.OneRun:  # fmt: skip
-    method = models.RUNS[variant.removesuffix(CHECKPOINTING)]
-    return models.OneRun(patcher, preset, side, method, steps, variant.endswith(CHECKPOINTING), on_step, dtype)
+    patcher: Any, preset: str, side: int, variant: str, steps: int, on_step: Callable[[], None] = lambda: None
+) -> models.OneRun:
+    method, checkpointing = of_variant(variant)
+    return models.OneRun(patcher, preset, side, method, steps, checkpointing, on_step)
+
+
+def of_variant(variant: str) -> tuple[Method, bool]:
+    """The method, and whether with gradient checkpointing."""
+    return models.RUNS[variant.removesuffix(CHECKPOINTING)], variant.endswith(CHECKPOINTING)
 
 
 def grow(preset: str, side: int, variant: str) -> Row:
@@ -186,30 +195,40 @@ OURS = [name for name, method in models.RUNS.items() if method.peft is None]
 def fit(preset: str, side: int, variant: str) -> Row:
     """What training takes with its model in bfloat16, as a run says it before its first step; nothing is computed."""
     patcher = ready(preset)
-    from soda_core.host import spectra, training
-    from soda_core.spectral import from_tensors
+    from soda_core.host.training import TrainingData
+    from soda_core.host.training.dataset import Examples
+    from soda_core.host.training.objective import Objective
+    from soda_core.host.training.session import TrainingSession
+    from soda_core.training.memory import needs
 
-    def undecomposed(weight: Any, kind: Any, dtype: Any) -> Any:
-        out, in_features = weight.matrix.shape
-        rank = min(out, in_features)
-        shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, in_features), "Qh": (rank, in_features)}
-        tensors = {name: torch.empty(shape) for name, shape in shapes.items()} | {"out": torch.tensor(out)}
-        return from_tensors(kind, tensors).to(weight.device, dtype)
-
-    def enough() -> None:
-        raise _Enough
-
-    spectra.store().get = undecomposed  # type: ignore[method-assign]
-    training._Run._first_forward = lambda self: None  # type: ignore[method-assign]
-    run = one_run(patcher, preset, side, variant, 1, enough, "bf16")
-    with suppress(_Enough):
-        run.go()
+    method, checkpointing = of_variant(variant)
+    settings = TrainSettings(steps=1, loss="mse", **(method.settings or {}))
+    data = TrainingData([models.latents(side)], [models.conditioning(preset)])
+    with TrainingSession.open(patcher, settings, "bf16", checkpointing) as session:
+        examples = Examples.of(data, session.model, session.device)
+        spectra = {name: _undecomposed(shape, settings.decomposition) for name, shape in session.shapes.items()}
+        trainable = TrainableAdapter(session.shapes, settings, spectra, session.device)
+        session.load(examples.batch_shape(settings.batch_size))
+        session.attach(trainable)
+        objective = Objective(session, trainable, examples)
+        largest = objective.largest()
+        parts = needs(trainable, lambda: objective.losses(*largest))
     weights = 2 * sum(p.numel() for p in patcher.model.diffusion_model.parameters())
-    return {"bytes": weights + sum(run.needs.values()), "weights": weights, **_parts(run)}
+    return {"bytes": weights + sum(parts.values()), "weights": weights, **_named(parts)}
 
 
-def _parts(run: models.OneRun) -> Row:
-    return {name.replace(" ", "_"): size for name, size in run.needs.items()}
+def _undecomposed(shape: tuple[int, ...], kind: Decomposition) -> Spectrum:
+    """A decomposition's tensors, as large as in a run in bfloat16, with nothing in them."""
+    out, in_features = shape[0], math.prod(shape[1:])
+    rank = min(out, in_features)
+    shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, in_features), "Qh": (rank, in_features)}
+    dtypes = {name: torch.bfloat16 if len(size) == 2 else torch.float32 for name, size in shapes.items()}
+    tensors = {name: torch.empty(size, dtype=dtypes[name]) for name, size in shapes.items()}
+    return from_tensors(kind, tensors | {"out": torch.tensor(out)})
+
+
+def _named(parts: dict[str, int]) -> Row:
+    return {name.replace(" ", "_"): size for name, size in parts.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- processes

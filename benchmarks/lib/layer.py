@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from soda_core.spectral import Spectrum, decompose
+from soda_core.training.forward import AdaptedForward
 from soda_core.training.settings import TrainSettings
 from soda_core.training.trainable import TrainableAdapter
 from testbed.host import import_host
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def layer_ways(
-    out: int, width: int, tokens: int, count: int, kinds: Sequence[str] = tuple(KINDS), rank: int = 4,
+    out: int, in_features: int, tokens: int, count: int, kinds: Sequence[str] = tuple(KINDS), rank: int = 4,
     known: Mapping[str, Spectrum] | None = None,
 ) -> tuple[Ways, dict[str, str]]:  # fmt: skip
     """``count`` like layers in every way, and for each of ours where it puts rotation / shift.
@@ -36,10 +36,10 @@ def layer_ways(
         known: decompositions of any weight of the shape, by kind; what is missing is computed.
     """
     import_host()
-    from soda_core.host.training.run import _AdaptedForward  # what a training run puts in a module's place
+    from soda_core.host.training.frozen import HostLayer
 
-    modules = [_module(out, width) for _ in range(count)]
-    x = torch.randn(1, tokens, width, requires_grad=True)
+    modules = [_module(out, in_features) for _ in range(count)]
+    x = torch.randn(1, tokens, in_features, requires_grad=True)
     g = torch.randn(1, tokens, out)
     ways: Ways = {"frozen": _frozen(modules, x, g), f"LoRA rank {rank}": _lora(modules, x, g, rank)}
     # one decomposition for all kinds that use it
@@ -47,26 +47,23 @@ def layer_ways(
     chosen = {}
     for kind in kinds:
         settings = KINDS[kind]
-        shapes = {str(i): (out, width) for i in range(count)}
+        shapes = {str(i): (out, in_features) for i in range(count)}
         if settings.shifts and settings.decomposition not in spectra:
             spectra[settings.decomposition] = [decompose(m.weight, settings.decomposition) for m in modules]
         own = spectra[settings.decomposition] if settings.shifts else []
         adapter = TrainableAdapter(shapes, settings, dict(zip(shapes, own, strict=False)))
         chosen[kind] = " / ".join(next(iter(adapter.layers.values())).sides(tokens))
-        run = SimpleNamespace(adapter_on=True)
-        forwards = [
-            _AdaptedForward(run, m, layer)  # type: ignore[arg-type]
-            for m, layer in zip(modules, adapter.layers.values(), strict=True)
-        ]
+        layers = adapter.layers.values()
+        forwards = [AdaptedForward(HostLayer(m), layer) for m, layer in zip(modules, layers, strict=True)]
         ways[kind] = _adapted(adapter, forwards, x, g)
     return ways, chosen
 
 
-def _module(out: int, width: int) -> torch.nn.Module:
+def _module(out: int, in_features: int) -> torch.nn.Module:
     import comfy.ops
 
-    module = comfy.ops.manual_cast.Linear(width, out, bias=False)
-    module.weight = torch.nn.Parameter(torch.randn(out, width) / width**0.5, requires_grad=False)
+    module = comfy.ops.manual_cast.Linear(in_features, out, bias=False)
+    module.weight = torch.nn.Parameter(torch.randn(out, in_features) / in_features**0.5, requires_grad=False)
     return module  # type: ignore[no-any-return]
 
 

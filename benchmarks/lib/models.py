@@ -82,7 +82,8 @@ def evaluate(patcher: Any, preset: str, side: int) -> None:
 class OneRun:
     """Our training loop on random data, with our layers or peft's: batch 1, plain loss.
 
-    After :meth:`go`, ``seconds`` is the time of the steps, and for our own layers ``needs`` what the run said it needs.
+    After :meth:`go`, ``seconds`` is the time of the steps, and for our own layers ``needs`` what training is said to
+    need.
 
     Args:
         on_step: called when it is ready for the first step, and then after every step.
@@ -90,34 +91,28 @@ class OneRun:
 
     def __init__(
         self, patcher: Any, preset: str, side: int, method: Method, steps: int = 10_000, checkpointing: bool = False,
-        on_step: OnStep = lambda: None, dtype: str = "fp32",
+        on_step: OnStep = lambda: None,
     ) -> None:  # fmt: skip
-        self.patcher, self.method, self.steps, self.checkpointing = patcher, method, steps, checkpointing
-        self.dtype = dtype
+        self.patcher, self.method, self.checkpointing = patcher, method, checkpointing
+        self.settings = TrainSettings(**{"steps": steps, "loss": "mse", **(method.settings or {})})
         self.on_step, self.latents, self.conditioning = on_step, latents(side), conditioning(preset)
         self.needs: dict[str, int] = {}
         self.seconds = 0.0
 
     def go(self) -> None:
-        from soda_core.host.training.run import RunOptions, TrainingData, _host_state
-        from testbed.training import new_run
+        from soda_core.host.training import TrainingData
+        from soda_core.host.training.session import TrainingSession
+        from testbed.training import MethodTraining
 
-        settings = TrainSettings(**{"steps": self.steps, "loss": "mse", **(self.method.settings or {})})
-        data = TrainingData(latents=[self.latents], positive=[self.conditioning])
-        options = RunOptions(dtype=self.dtype, gradient_checkpointing=self.checkpointing)
-        with _host_state(self.patcher):
-            training = new_run(self.patcher, data, settings, options, method=self.method)
-            training._on_step = lambda _: self.on_step()  # type: ignore[method-assign]
-            try:
-                training.prepare()
-                if self.method.peft is None:
-                    self.needs = training.memory()
-                self.on_step()
-                started = time.perf_counter()
-                training.fit()
-                self.seconds = time.perf_counter() - started
-            finally:
-                training.close()
+        data = TrainingData([self.latents], [self.conditioning])
+        with TrainingSession.open(self.patcher, self.settings, "fp32", self.checkpointing) as session:
+            training = MethodTraining(session, data, self.method)
+            if self.method.peft is None:
+                self.needs = training.needs()
+            self.on_step()
+            started = time.perf_counter()
+            training.train(lambda _: self.on_step())
+            self.seconds = time.perf_counter() - started
 
 
 def our_run(patcher: Any, preset: str, side: int, method: Method) -> Callable[[OnStep], None]:

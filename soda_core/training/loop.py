@@ -58,6 +58,9 @@ class Trainable(Protocol):
 
     def restore(self, snapshot: list[Tensor]) -> None: ...
 
+    def frozen_bytes(self) -> int:
+        """What it holds beside the parameters."""
+
     def without_gradient(self) -> list[str]:
         """Layers none of whose parameters moved the loss in the last backward pass."""
 

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .loop import Losses, Trainable
-from .trainable import TrainableAdapter
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
@@ -35,7 +34,7 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 _COPIES = 5
 
 
-def needs(trainable: TrainableAdapter, losses: Callable[[], Losses]) -> dict[str, int]:
+def needs(trainable: Trainable, losses: Callable[[], Losses]) -> dict[str, int]:
     """Bytes that a training takes above its model, by what they are for; arguments as for :func:`step_bytes`."""
     return {
         "decompositions": trainable.frozen_bytes(),

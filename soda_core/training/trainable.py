@@ -67,7 +67,7 @@ class TrainableAdapter(nn.Module):
 
     def begin_step(self) -> None:
         """Give every layer fresh views of the parameters; call before each forward pass that follows an update."""
-        stacks: dict[int, Iterator[Tensor]] = {int(k): iter(p.unbind(0)) for k, p in self.rotations.items()}
+        stacks = {k: iter(stack.unbind(0)) for k, stack in self.rotation_stacks().items()}
         shifts = self._layer_shifts()
         alike: dict[tuple[int, ...], list[TrainableLayer]] = {}
         for name, layer in self.layers.items():
@@ -79,6 +79,10 @@ class TrainableAdapter(nn.Module):
             stacked = [torch.stack(column) for column in zip(*(layer.factors for layer in layers), strict=True)]
             for layer, *groups in zip(layers, *(G.unbind(0) for G in grouped(stacked)), strict=True):
                 layer.groups = groups
+
+    def rotation_stacks(self) -> dict[int, Tensor]:
+        """The orthogonal factors ``(n, k, k)`` by size: here the parameters themselves."""
+        return {int(k): p for k, p in self.rotations.items()}
 
     def _layer_shifts(self) -> dict[str, Tensor]:
         """Shift ``(r,)`` by layer name; empty where none are trained."""

@@ -100,7 +100,7 @@ def family(request, host):
 
 def make_family(host, preset: str, **overrides):
     model = host.model(preset)
-    training, settings = host.core("host.training.run"), host.core("training.settings")
+    training, settings = host.core("host.training"), host.core("training.settings")
     # A linear of every kind and, for the UNets, convolutions too would be slow; attention is what users train.
     chosen = settings.TrainSettings(
         **{"steps": 3, "rotation_lr": 0.02, "shift_lr": 0.02, "loss": "mse", "seed": 5} | overrides

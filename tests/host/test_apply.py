@@ -82,21 +82,20 @@ def test_partial_load_gives_the_same_picture(host, family, strength) -> None:
 def test_trained_forward_equals_applied_equals_reloaded(host, family) -> None:
     training, apply = host.core("host.training.run"), host.core("host.apply")
     folders = host.core("host.folders")
-    options = training.RunOptions(filename_prefix="t/forward")
-    with torch.inference_mode(), training._host_state(family.model):
-        run = training._Run(family.model, family.data, family.settings, options)
-        try:
-            result = run.run()
-            run.trainable.begin_step()
-            with torch.no_grad():
-                example = run.pictures.groups[0][0]
-                sigma = torch.tensor([0.7])
-                trained = run._forward(example.latent, sigma, [example.conds])
-                with run._base_model():
-                    untouched = run._forward(example.latent, sigma, [example.conds])
-                conds = host.core("host.training.dataset").batch_conds([example.conds], run.device)
-        finally:
-            run.close()
+    options, sessions = training.RunOptions(filename_prefix="t/forward"), host.core("host.training.session")
+    with (
+        torch.inference_mode(),
+        sessions.TrainingSession.open(family.model, family.settings) as session,
+        torch.no_grad(),
+    ):
+        run = training.Run(session, family.data, options)
+        with torch.enable_grad():
+            result = run.train()
+        example, sigma = run.examples.pictures.groups[0][0], torch.tensor([0.7])
+        trained = session.denoise(example.latent, sigma, [example.conds])
+        with run.trainable.disabled():
+            untouched = session.denoise(example.latent, sigma, [example.conds])
+        conds = host.core("host.training.dataset").batch_conds([example.conds], session.device)
 
     def predict(model):
         import comfy.model_management

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.host
 @pytest.fixture
 def run(host):
     """``run(model, preset, ...)``: a run that is ready for its first step; ``prior`` are sizes of class pictures."""
-    training, config = host.core("host.training.run"), host.core("training.settings")
-    runs = []
+    training, sessions = host.core("host.training.run"), host.core("host.training.session")
+    config = host.core("training.settings")
 
     def prepared(model, preset: str, checkpointing: bool = False, prior: tuple[int, ...] = (), dtype: str = "fp32",
                  **settings):  # fmt: skip
@@ -25,28 +26,22 @@ def run(host):
         own = (
             {"class_latents": [latents(model, 1, size) for size in prior], "class_positive": given[1]} if prior else {}
         )
-        run = training._Run(
-            model, training.TrainingData(*given, **own), config.TrainSettings(**settings),
-            training.RunOptions(dtype=dtype, gradient_checkpointing=checkpointing),
-        )  # fmt: skip
-        runs.append(run)
-        run.prepare()
-        return run
+        session = sessions.TrainingSession.open(model, config.TrainSettings(**settings), dtype, checkpointing)
+        data = training.TrainingData(*given, **own)
+        return training.Run(opened.enter_context(session), data, training.RunOptions())
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with ExitStack() as opened:
         yield prepared
-        for run in runs:
-            run.close()
 
 
 def real_peak(host, run) -> int:
     """Of a step with real tensors."""
     trainable = run.trainable
-    with host.core("training.memory")._Living() as living:
+    with host.core("training.memory").TensorBytes() as made:
         trainable.begin_step()
-        losses = run._batch_loss(torch.Generator().manual_seed(0))
+        losses = run.objective.batch_loss(torch.Generator().manual_seed(0))
         torch.autograd.grad(losses.objective, list(trainable.parameters()))
-    return living.peak
+    return made.peak
 
 
 CASES = [
@@ -83,7 +78,9 @@ def test_checkpointing_is_seen(host, run) -> None:
 
 
 def test_too_little_memory_is_said_before_the_first_step(host, run, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(host.core("host.training.run")._Run, "memory", lambda _: {"a step": 2**60})
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args: 2**20)
     with caplog.at_level(logging.WARNING):
         run(host.model("sd15-min"), "sd15-min")
     (warning,) = [r.message for r in caplog.records if r.message.startswith("SODA")]

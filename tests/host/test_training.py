@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +29,12 @@ def train(host, model, data=None, options=None, preset=PRESET, **settings):
         data = data or training.TrainingData([latents(model)], [conditioning(preset)])
         options = options or training.RunOptions(filename_prefix="t/run")
         return training.train_in_graph(model, data, config.TrainSettings(**values), options)
+
+
+def opened(host, model, **settings):
+    """A training session."""
+    chosen = host.core("training.settings").TrainSettings(**settings)
+    return host.core("host.training.session").TrainingSession.open(model, chosen)
 
 
 def state(model):
@@ -76,50 +81,58 @@ def test_every_loss_trains_and_leaves_no_trace(host, model, loss) -> None:
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize("where", ["step", "forward", "preview", "error"])
+@pytest.mark.parametrize("where", ["step", "callback", "forward", "preview", "error"])
 def test_cancel_and_errors_leave_no_trace_and_keep_the_work(host, model, monkeypatch, where) -> None:
     import comfy.model_management as mm
+    import comfy.sample
 
-    training = host.core("host.training.run")
-    options = training.RunOptions(filename_prefix=f"t/{where}", preview_every=2 if where == "preview" else 0)
-    calls = 0
-    original = training._Run._forward
+    training, session = host.core("host.training"), host.core("host.training.session")
+    seen, calls, original = [], 0, session.TrainingSession.denoise
 
-    def forward(self, *args):
-        nonlocal calls
-        calls += 1
-        if calls == 5:  # the first two are not steps: what a model keeps, and the estimate
-            if where == "error":
-                raise RuntimeError("out of memory, say")
-            if where != "preview":
-                mm.interrupt_current_processing(True)
-        if where == "forward":
-            mm.throw_exception_if_processing_interrupted()
-        return original(self, *args)
-
-    def preview(self):
-        if self.progress.step == 2:
+    def on_step(progress):
+        seen.append(progress.step)
+        if where == "step" and progress.step == 3:
+            mm.interrupt_current_processing(True)
+        if where == "callback" and progress.step == 3:
             raise mm.InterruptProcessingException
 
-    monkeypatch.setattr(training._Run, "_forward", forward)
-    monkeypatch.setattr(training._Run, "_preview", preview)
+    def denoise(self, *args):
+        nonlocal calls
+        calls += 1
+        if calls == 5 and where in ("forward", "error"):  # two are no steps: what a model keeps, and the estimate
+            if where == "error":
+                raise RuntimeError("out of memory, say")
+            mm.interrupt_current_processing(True)  # the host takes it in the next layer
+        return original(self, *args)
+
+    def sample(*args, **kwargs):
+        if seen:
+            raise mm.InterruptProcessingException
+        return args[-1]
+
+    monkeypatch.setattr(session.TrainingSession, "denoise", denoise)
+    monkeypatch.setattr(comfy.sample, "sample", sample)
+    options = training.RunOptions(
+        filename_prefix=f"t/{where}", preview_every=2 if where == "preview" else 0, on_step=on_step
+    )
     expected = RuntimeError if where == "error" else mm.InterruptProcessingException
     try:
         with pytest.raises(expected):
             train(host, model, options=options, steps=10)
     finally:
         mm.interrupt_current_processing(False)
+    done = 3 if where in ("step", "callback") else 2
+    assert seen == list(range(1, done + (where != "preview")))
     saved = [n for n in host.core("host.folders").adapter_names() if f"{where}-interrupted" in n]
     assert len(saved) == 1
-    adapter = host.core("host.folders").load_adapter(saved[0])
-    assert adapter.metadata["steps"] in (2, 3)
+    assert host.core("host.folders").load_adapter(saved[0]).metadata["steps"] == done
 
 
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("decomposition", ["svd", "qr"])
 def test_bfloat16_learns_the_same_and_its_files_pass_the_base_check(host, model, decomposition) -> None:
     def trained(dtype):
-        options = host.core("host.training.run").RunOptions(filename_prefix="t/run", dtype=dtype)
+        options = host.core("host.training").RunOptions(filename_prefix="t/run", dtype=dtype)
         return train(host, model, options=options, decomposition=decomposition, steps=2)
 
     exact, half = trained("fp32"), trained("bf16")
@@ -175,8 +188,7 @@ def test_checkpointing_gives_the_same_gradients(host, preset) -> None:
     ]
     for a, b in zip(*(r.adapter.layers.values() for r in runs), strict=True):
         torch.testing.assert_close(a.shift, b.shift, atol=1e-6, rtol=1e-4)
-    shadow = host.core("host.training.training_copy")
-    assert len(shadow.checkpointed_blocks(model.model)) >= 2
+    assert len(host.core("host.training.checkpointing").checkpointed_blocks(model.model)) >= 2
 
 
 def test_pictures_of_several_sizes_and_captions_one_each(host, model) -> None:
@@ -192,19 +204,13 @@ def test_pictures_of_several_sizes_and_captions_one_each(host, model) -> None:
 @pytest.mark.parametrize("preset", ["sd15-min", "sdxl-koala-min", "sd3-d2"])
 def test_latents_are_scaled_as_the_model_wants(host, preset) -> None:
     """The objective sees ``process_in`` of the raw latents in every mode."""
-    model, training = host.model(preset), host.core("host.training.run")
+    model, training = host.model(preset), host.core("host.training")
     raw = [latents(model, 1, 8), latents(model, 1, 12)]
-    with torch.inference_mode(), training._host_state(model):
-        run = training._Run(
-            model,
-            training.TrainingData(raw, [conditioning(preset)]),
-            host.core("training.settings").TrainSettings(steps=1),
-            training.RunOptions(),
-        )
-        pictures, _ = run._datasets()
-        run.close()
+    with torch.inference_mode(), opened(host, model, steps=1) as session:
+        data = training.TrainingData(raw, [conditioning(preset)])
+        examples = host.core("host.training.dataset").Examples.of(data, session.model, session.device)
     space = model.model.latent_format
-    seen = [example.latent for group in pictures.groups for example in group]
+    seen = [example.latent for group in examples.pictures.groups for example in group]
     for given, found in zip(raw, seen, strict=True):
         torch.testing.assert_close(found, space.process_in(given["samples"].clone()))
         assert not torch.equal(found, given["samples"])
@@ -213,7 +219,7 @@ def test_latents_are_scaled_as_the_model_wants(host, preset) -> None:
 @pytest.mark.parametrize("preset", ["sd15-min", "sd3-d2"])
 def test_the_output_error_is_that_of_the_models_own_parametrisation(host, preset) -> None:
     """ε for SD 1.5, velocity (noise - x0) for SD 3: a perfect prediction has error 0, and units match."""
-    objective = host.core("host.training.objective")
+    objective = host.core("host.training.parametrisation")
     sampling = host.model(preset).model.model_sampling
     clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     sigma = objective.draw_sigmas(sampling, 3, torch.Generator().manual_seed(0), torch.device("cpu"))
@@ -231,20 +237,16 @@ def test_the_output_error_is_that_of_the_models_own_parametrisation(host, preset
 @pytest.mark.parametrize("loss", ["mse", "min-snr", "dco"])
 def test_class_pictures_pull_as_much_as_the_training_pictures(host, model, loss) -> None:
     """At the first step, when both are the same pictures: twice the gradient, whatever the loss."""
-    training, config = host.core("host.training.run"), host.core("training.settings")
+    training = host.core("host.training.run")
     given = [latents(model)], [conditioning(PRESET)]
     data = training.TrainingData(*given, class_latents=given[0], class_positive=given[1])
-    with torch.inference_mode(), training._host_state(model):
-        run = training._Run(model, data, config.TrainSettings(loss=loss), training.RunOptions())
-        try:
-            run.prepare()
-            drawn = run._draw(run.pictures, torch.Generator().manual_seed(0))
-            gradients = []
-            for prior in (None, drawn):
-                run.trainable.begin_step()
-                gradients.append(torch.autograd.grad(run._losses(drawn, prior).objective, run.trainable.shifts)[0])
-        finally:
-            run.close()
+    with torch.inference_mode(), opened(host, model, loss=loss) as session:
+        run = training.Run(session, data, training.RunOptions())
+        drawn = run.objective.draw(run.examples.pictures, torch.Generator().manual_seed(0))
+        gradients = []
+        for prior in (None, drawn):
+            run.trainable.begin_step()
+            gradients.append(torch.autograd.grad(run.objective.losses(drawn, prior).objective, run.trainable.shifts)[0])
     assert gradients[0].norm() > 0
     torch.testing.assert_close(gradients[1], 2 * gradients[0], rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))
 
@@ -303,39 +305,38 @@ def test_fast_fp8_computes_the_base_as_the_adapted_model(host) -> None:
     """There the host takes other products when no gradient is asked for, which dco would see as a difference."""
     import comfy.ops
 
-    training, config = host.core("host.training.run"), host.core("training.settings")
+    training = host.core("host.training.run")
     model = host.model(PRESET, "f8", dtype=torch.float8_e4m3fn, custom_operations=comfy.ops.fp8_ops)
     data = training.TrainingData([latents(model)], [conditioning(PRESET)])
-    with torch.inference_mode(), training._host_state(model):
-        run = training._Run(model, data, config.TrainSettings(train="rotation only"), training.RunOptions())
-        try:
-            run.prepare()
-            example, sigma = run.pictures.groups[0][0], torch.tensor([0.7])
-            adapted = run._forward(example.latent, sigma, [example.conds]).detach()
-            with torch.no_grad(), run._base_model():
-                base = run._forward(example.latent, sigma, [example.conds])
-        finally:
-            run.close()
+    with torch.inference_mode(), opened(host, model, train="rotation only") as session:
+        run = training.Run(session, data, training.RunOptions())
+        example, sigma = run.examples.pictures.groups[0][0], torch.tensor([0.7])
+        adapted = session.denoise(example.latent, sigma, [example.conds]).detach()
+        with torch.no_grad(), run.trainable.disabled():
+            base = session.denoise(example.latent, sigma, [example.conds])
     torch.testing.assert_close(adapted, base, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_that_no_gradient_reaches_are_said(host, model, monkeypatch, caplog) -> None:
-    training, errors = host.core("host.training.run"), host.core("errors")
-    plain = training._AdaptedForward.__call__
+    forward, trainables = host.core("training.forward").AdaptedForward, host.core("training.trainable")
+    plain, attach = forward.__call__, host.core("host.training.session").TrainingSession.attach
+    reached = []  # layers
 
-    def only(names):
-        def call(self, x, *args, **kwargs):
-            hidden = not any(self.layer is self.run.trainable.layers[name] for name in names(self.run))
-            with torch.set_grad_enabled(not hidden):
-                return plain(self, x, *args, **kwargs)
+    def call(self, x):
+        with torch.set_grad_enabled(self.layer in reached):
+            return plain(self, x)
 
-        return call
+    def attach_and_hide(self, trainable: trainables.TrainableAdapter) -> None:
+        reached[:] = list(trainable.layers.values())[-1:] if reached is not None and keep_last else []
+        attach(self, trainable)
 
-    monkeypatch.setattr(training._AdaptedForward, "__call__", only(lambda run: [list(run.trainable.layers)[-1]]))
+    monkeypatch.setattr(forward, "__call__", call)
+    monkeypatch.setattr(host.core("host.training.session").TrainingSession, "attach", attach_and_hide)
+    keep_last = True
     train(host, model, steps=1)
     assert "does not depend on 7 of 8 adapted layers" in caplog.text
-    monkeypatch.setattr(training._AdaptedForward, "__call__", only(lambda run: []))
-    with pytest.raises(errors.TrainingError, match="depends on none of the 8 adapted layers"):
+    keep_last = False
+    with pytest.raises(host.core("errors").TrainingError, match="depends on none of the 8 adapted layers"):
         train(host, model, steps=1)
 
 
@@ -343,21 +344,16 @@ def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
     """One prediction by the model in training, and one by the loaded adapter."""
     import comfy.model_management
 
-    training, config = host.core("host.training.run"), host.core("training.settings")
-    settings = config.TrainSettings(steps=4, rotation_lr=0.05, shift_lr=0.05, loss="mse")
-    data = training.TrainingData([latents(model)], [conditioning(PRESET)])
-    sigma = torch.tensor([0.7])
-    with torch.inference_mode(), training._host_state(model):
-        run = training._Run(model, data, settings, training.RunOptions(filename_prefix="t/twice"))
-        try:
-            adapter = run.run().adapter
-            run.trainable.begin_step()
-            example = run.pictures.groups[0][0]
-            conds = host.core("host.training.dataset").batch_conds([example.conds], run.device)
-            with torch.no_grad():
-                trained = run._forward(example.latent, sigma, [example.conds])
-        finally:
-            run.close()
+    training = host.core("host.training.run")
+    data, sigma = training.TrainingData([latents(model)], [conditioning(PRESET)]), torch.tensor([0.7])
+    settings = {"steps": 4, "rotation_lr": 0.05, "shift_lr": 0.05, "loss": "mse"}
+    with torch.inference_mode(), opened(host, model, **settings) as session:
+        run = training.Run(session, data, training.RunOptions(filename_prefix="t/twice"))
+        adapter = run.train().adapter
+        example = run.examples.pictures.groups[0][0]
+        conds = host.core("host.training.dataset").batch_conds([example.conds], session.device)
+        with torch.no_grad():
+            trained = session.denoise(example.latent, sigma, [example.conds])
     with torch.inference_mode():
         applied, _ = host.core("host.apply").apply_adapter(model, None, adapter)
         comfy.model_management.load_models_gpu([applied])
@@ -365,9 +361,9 @@ def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_no_second_copy_of_the_model(host, model) -> None:
-    shadow = host.core("host.training.training_copy").shadow_patcher(model)
+    copied = host.core("host.training.training_copy").training_copy(model)
     own = dict(model.model.named_parameters())
-    for name, parameter in shadow.model.named_parameters():
+    for name, parameter in copied.model.named_parameters():
         original = model.backup[name].weight if name in model.backup else own[name]  # the model may be patched now
         assert parameter.data_ptr() == original.data_ptr() and not parameter.is_inference()
 
@@ -416,7 +412,7 @@ class TestRefusals:
         assert set(host.core("host.folders").adapter_names()) == before, "nothing half-written"
 
     def data(self, host, *args, **kwargs):
-        return host.core("host.training.run").TrainingData(*args, **kwargs)
+        return host.core("host.training").TrainingData(*args, **kwargs)
 
     def test_no_pictures(self, host, model) -> None:
         empty = {"samples": torch.zeros(0, 4, 8, 8)}
@@ -506,37 +502,3 @@ def test_settings_are_saved_whole(host, model) -> None:
     saved.pop("dtype")
     assert config.TrainSettings(**saved) == dataclasses.replace(config.TrainSettings(**saved))
     assert saved["rotation_lr"] == 1e-3
-
-
-@pytest.mark.parametrize("train", ["rotation only", "rotation + shift"])
-@pytest.mark.parametrize("decomposition", ["svd", "qr"])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_a_convolution_gives_the_same_on_every_side(host, decomposition, train, kernel) -> None:
-    import comfy.ops
-
-    training, trainables = host.core("host.training.run"), host.core("training.trainable")
-    module = comfy.ops.manual_cast.Conv2d(12, 10, kernel, padding=kernel // 2)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter)
-    module.requires_grad_(False)
-    settings = host.core("training.settings").TrainSettings(decomposition=decomposition, train=train)
-    spectra = {"x": host.core("spectral").decompose(module.weight, decomposition)} if settings.shifts else {}
-    trainable = trainables.TrainableAdapter({"x": tuple(module.weight.shape)}, settings, spectra)
-    with torch.no_grad():
-        for k, stack in trainable.rotations.items():
-            stack.copy_(torch.linalg.qr(torch.randn(len(stack), int(k), int(k)))[0])
-        if trainable.shifts is not None:
-            trainable.shifts.uniform_(-1, 1)
-    layer = trainable.layers["x"]
-    forward = training._AdaptedForward(SimpleNamespace(adapter_on=True), module, layer)
-    x, g = torch.randn(2, 12, 7, 5, requires_grad=True), torch.randn(2, 10, 7, 5)
-    results = []
-    for sides in (("weight", "weight"), ("activations", "weight"), ("activations", "activations")):
-        layer.sides = lambda *_, sides=sides: sides
-        trainable.begin_step()
-        y = forward(x)
-        results.append([y, *torch.autograd.grad(y, [x, *trainable.parameters()], g)])
-    assert (results[0][0] - module(x)).abs().max() > 0.1
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)

@@ -88,6 +88,11 @@ class Examples:
             return cls(pictures)
         return cls(pictures, _buckets(model, device, data.class_latents, data.class_positive, None, "class_"))
 
+    def batch_shape(self, batch_size: int) -> tuple[int, ...]:
+        """Of the latents in a batch of the largest pictures."""
+        (largest,) = self.pictures.largest(1)
+        return (batch_size, *largest.latent.shape[1:])
+
 
 def _buckets(
     model: Any,

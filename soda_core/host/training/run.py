@@ -100,8 +100,7 @@ class Run:
         return needs(self.trainable, lambda: self.objective.losses(*largest))
 
     def _load(self) -> None:
-        (largest,) = self.examples.pictures.largest(1)
-        self.session.load([self.settings.batch_size, *largest.latent.shape[1:]])
+        self.session.load(self.examples.batch_shape(self.settings.batch_size))
 
     def _announce(self) -> None:
         """Say how much is trained and what memory it takes, before the first step."""
