@@ -21,6 +21,7 @@ from ..kronecker import grouped
 from ..layer import SodaLayer
 from ..spectral import Spectrum, SvdSpectrum
 from ..stiefel import StiefelAdam
+from .continuation import check_names, start_of
 from .settings import TrainSettings
 from .trainable_layer import TrainableLayer
 
@@ -65,6 +66,37 @@ class TrainableAdapter(nn.Module):
         self.shifts = nn.Parameter(torch.zeros(sum(self.shift_sizes), device=device)) if settings.shifts else None
         self.begin_step()
 
+    @classmethod
+    def from_adapter(
+        cls,
+        adapter: SodaAdapter,
+        shapes: Mapping[str, tuple[int, ...]],
+        settings: TrainSettings,
+        spectra: Mapping[str, Spectrum],
+        device: torch.device | str = "cpu",
+    ) -> TrainableAdapter:
+        """One that starts where ``adapter`` ended, to train it further; other arguments as for the class.
+
+        An adapter says nothing of its optimisers, which start anew.
+
+        Raises:
+            SettingsError: the settings would train other layers, or of other sizes or another kind; it says which.
+            BaseMismatchError: its shifts are not curves over this base model's singular values.
+        """
+        check_names(adapter.layers, shapes)
+        trainable = cls(shapes, settings, spectra, device)
+        curves = {name: knots for names, stack in trainable.curves for name, knots in zip(names, stack, strict=True)}
+        starts = [
+            start_of(name, adapter.layers[name], layer, curves.get(name)) for name, layer in trainable.layers.items()
+        ]
+        with torch.no_grad():
+            for k, stack in trainable.rotations.items():
+                stack.copy_(torch.stack([R for factors, _ in starts for R in factors if R.shape[-1] == int(k)]))
+            if trainable.shifts is not None:
+                trainable.shifts.copy_(torch.cat([values for _, values in starts if values is not None]))
+        trainable.begin_step()
+        return trainable
+
     def begin_step(self) -> None:
         """Give every layer fresh views of the parameters; call before each forward pass that follows an update."""
         stacks = {k: iter(stack.unbind(0)) for k, stack in self.rotation_stacks().items()}
@@ -85,11 +117,13 @@ class TrainableAdapter(nn.Module):
         return {int(k): p for k, p in self.rotations.items()}
 
     def _layer_shifts(self) -> dict[str, Tensor]:
-        """Shift ``(r,)`` by layer name; empty where none are trained."""
+        """Shift ``(r,)`` by layer name; empty where none are trained. Curves' heights go to their layers."""
         if self.shifts is None:
             return {}
         shifts = dict(zip(self.layers, self.shifts.split(self.shift_sizes), strict=True))
         for names, knots in self.curves:
+            for name in names:
+                self.layers[name].heights = shifts[name]
             heights = torch.stack([shifts[name] for name in names])
             shifts.update(zip(names, (knots @ heights.unsqueeze(-1)).squeeze(-1).unbind(), strict=True))
         return shifts
@@ -104,7 +138,10 @@ class TrainableAdapter(nn.Module):
 
     def _knots(self, name: str) -> Tensor:
         spectrum = self.layers[name].spectrum
-        assert isinstance(spectrum, SvdSpectrum)  # other shifts are no curves, see TrainSettings.shift_size
+        if not isinstance(spectrum, SvdSpectrum):
+            raise SettingsError(
+                f"layer {name!r}: the settings' shift is a curve over singular values, and this is no SVD"
+            )
         return spectrum.knots(self.settings.shift_knots).float()
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -172,6 +209,7 @@ class TrainableAdapter(nn.Module):
                 factors=[R.detach().clone().cpu() for R in layer.factors],
                 shift=None if layer.shift is None else layer.shift.detach().clone().cpu(),
                 shape=layer.shape,
+                knots=None if layer.heights is None else layer.heights.detach().clone().cpu(),
             )
             if weights is not None:
                 spectra = [] if layer.spectrum is None else [layer.spectrum]

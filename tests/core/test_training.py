@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from soda_core.errors import SettingsError, TrainingError
+from soda_core.adapter import SodaAdapter
+from soda_core.errors import BaseMismatchError, SettingsError, TrainingError
 from soda_core.layer import SodaLayer
 from soda_core.linalg import orthogonality_residual
+from soda_core.merge import merge
 from soda_core.spectral import decompose
 from soda_core.targets import LAYER_PRESETS, select
 from soda_core.training.loop import Losses, Progress, train
@@ -351,3 +353,101 @@ def test_the_default_trains_layers_of_every_rank(decomposition) -> None:
     assert trainable.shift_sizes == ([16, 16, 8] if decomposition == "svd" else [20, 20, 8])
     for layer in trainable.to_adapter(None, {}).layers.values():
         assert layer.shift.shape == (min(layer.shape[0], math.prod(layer.shape[1:])),) and layer.shift.norm() > 0
+
+
+class TestFurther:
+    """An adapter goes on training where it ended."""
+
+    KINDS = {  # noqa: RUF012
+        "curve": {"shift_knots": 5},
+        "independent": {"shift_knots": 0},
+        "qr": {"decomposition": "qr"},
+        "rotation only": {"train": "rotation only"},
+        "shift only": {"train": "shift only", "shift_knots": 5},
+    }
+
+    @staticmethod
+    def trained(settings, path):
+        """Base weights, and an adapter of three steps, from its file."""
+        weights, trainable, batch_loss = problem(settings)
+        train(trainable, settings, batch_loss, lambda p: None, Progress())
+        trainable.to_adapter(weights, {}).save(path)
+        return weights, SodaAdapter.load(path)
+
+    @staticmethod
+    def further(adapter, weights, settings):
+        spectra = {n: decompose(W, settings.decomposition) for n, W in weights.items()} if settings.shifts else {}
+        return TrainableAdapter.from_adapter(
+            adapter, {n: tuple(W.shape) for n, W in weights.items()}, settings, spectra
+        )
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_same_weights_then_others(self, kind, tmp_path) -> None:
+        settings = replace(SETTINGS, steps=3, **self.KINDS[kind])
+        weights, adapter = self.trained(settings, tmp_path / "a.safetensors")
+        trainable = self.further(adapter, weights, settings)
+        again = trainable.to_adapter(weights, {})
+        assert again.identity() == adapter.identity()
+        for name, W in weights.items():
+            assert torch.equal(again.adapt(name, W), adapter.adapt(name, W)) and not torch.equal(
+                adapter.adapt(name, W), W
+            )
+
+        def batch_loss(generator: torch.Generator) -> Losses:
+            total = sum((layer.weight(weights[n]) - 1).square().sum() for n, layer in trainable.layers.items())
+            return Losses(total, total.detach())
+
+        train(trainable, settings, batch_loss, lambda p: None, Progress())
+        after = trainable.to_adapter(weights, {})
+        assert all(not torch.equal(after.adapt(n, W), adapter.adapt(n, W)) for n, W in weights.items())
+
+    def test_curves_of_an_older_file_are_found_again(self, tmp_path) -> None:
+        settings = replace(SETTINGS, steps=3, shift_knots=5)
+        weights, adapter = self.trained(settings, tmp_path / "a.safetensors")
+        assert all(layer.knots.shape == (5,) for layer in adapter.layers.values())
+        older = replace(adapter, layers={n: replace(layer, knots=None) for n, layer in adapter.layers.items()})
+        again = self.further(older, weights, settings).to_adapter(weights, {})
+        for name, layer in adapter.layers.items():
+            torch.testing.assert_close(again.layers[name].shift, layer.shift, atol=1e-7, rtol=1e-5)
+
+    def test_shifts_that_are_no_curve_here_are_refused(self, tmp_path) -> None:
+        settings = replace(SETTINGS, steps=3, shift_knots=0)
+        weights, adapter = self.trained(settings, tmp_path / "a.safetensors")
+        with pytest.raises(BaseMismatchError, match="'a' is off by .*% from a curve with 5 knots"):
+            self.further(adapter, weights, replace(settings, shift_knots=5))
+        settings = replace(settings, shift_knots=5)
+        weights, adapter = self.trained(settings, tmp_path / "b.safetensors")
+        others = {n: torch.randn_like(W) for n, W in weights.items()}
+        with pytest.raises(BaseMismatchError, match="off by"):
+            self.further(adapter, others, settings)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"factor_count": 2}, "'a' was trained with factors of sizes .*, the settings ask for"),
+            ({"train": "shift only"}, "factors of sizes .*, the settings ask for \\(\\)"),
+            ({"train": "rotation only"}, "a shift of the kind svd, the settings ask for none"),
+            ({"decomposition": "qr"}, "a shift of the kind svd, the settings ask for qr"),
+            ({"shift_knots": 4}, "as knots 5, the settings ask for 4"),
+            ({"shift_knots": 0}, "as knots 5, the settings ask for 0"),
+        ],
+    )
+    def test_other_settings_are_refused_with_both(self, change, match, tmp_path) -> None:
+        settings = replace(SETTINGS, steps=3, shift_knots=5)
+        weights, adapter = self.trained(settings, tmp_path / "a.safetensors")
+        with pytest.raises(SettingsError, match=match):
+            self.further(adapter, weights, replace(settings, **change))
+
+    def test_other_layers_are_refused_by_name(self, tmp_path) -> None:
+        weights, adapter = self.trained(replace(SETTINGS, steps=3), tmp_path / "a.safetensors")
+        fewer = replace(adapter, layers={n: adapter.layers[n] for n in ("a", "b")})
+        with pytest.raises(SettingsError, match="1 layers only the settings choose, the first is 'c'"):
+            self.further(fewer, weights, SETTINGS)
+        with pytest.raises(SettingsError, match="1 layers only the adapter has, the first is 'c'"):
+            self.further(adapter, {n: weights[n] for n in ("a", "b")}, SETTINGS)
+
+    def test_a_sum_has_no_factors_to_train(self, tmp_path) -> None:
+        weights, adapter = self.trained(replace(SETTINGS, steps=3), tmp_path / "a.safetensors")
+        both = merge(adapter, adapter, 0.5, 0.5, method="delta")
+        with pytest.raises(SettingsError, match="a sum.*geodesic"):
+            self.further(both, weights, SETTINGS)

@@ -342,8 +342,6 @@ def test_layers_that_no_gradient_reaches_are_said(host, model, monkeypatch, capl
 
 def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
     """One prediction by the model in training, and one by the loaded adapter."""
-    import comfy.model_management
-
     training = host.core("host.training.run")
     data, sigma = training.TrainingData([latents(model)], [conditioning(PRESET)]), torch.tensor([0.7])
     settings = {"steps": 4, "rotation_lr": 0.05, "shift_lr": 0.05, "loss": "mse"}
@@ -354,10 +352,17 @@ def trained_and_applied(host, model) -> tuple[torch.Tensor, torch.Tensor]:
         conds = host.core("host.training.dataset").batch_conds([example.conds], session.device)
         with torch.no_grad():
             trained = session.denoise(example.latent, sigma, [example.conds])
+    return trained, applied_prediction(host, model, adapter, example.latent, sigma, conds)
+
+
+def applied_prediction(host, model, adapter, latent, sigma, conds) -> torch.Tensor:
+    """By the model with the adapter loaded."""
+    import comfy.model_management
+
     with torch.inference_mode():
         applied, _ = host.core("host.apply").apply_adapter(model, None, adapter)
         comfy.model_management.load_models_gpu([applied])
-        return trained, applied.model.apply_model(example.latent, sigma, **conds)
+        return applied.model.apply_model(latent, sigma, **conds)
 
 
 def test_no_second_copy_of_the_model(host, model) -> None:
@@ -502,3 +507,59 @@ def test_settings_are_saved_whole(host, model) -> None:
     saved.pop("dtype")
     assert config.TrainSettings(**saved) == dataclasses.replace(config.TrainSettings(**saved))
     assert saved["rotation_lr"] == 1e-3
+
+
+def test_a_file_is_trained_further(host, model) -> None:
+    """In a session of its own: the first prediction is that of the loaded adapter, and steps go on from there."""
+    settings = {"rotation_lr": 0.02, "shift_lr": 0.02, "loss": "mse", "seed": 1}
+    result = train(host, model, **settings)
+    adapter = host.core("host.folders").load_adapter(result.saved_name)
+    training, loop = host.core("host.training.objective"), host.core("training.loop")
+    dataset, trainables = host.core("host.training.dataset"), host.core("training.trainable")
+    data = host.core("host.training").TrainingData([latents(model)], [conditioning(PRESET)])
+    with torch.inference_mode(), opened(host, model, steps=2, **settings) as session:
+        trainable = trainables.TrainableAdapter.from_adapter(
+            adapter, session.shapes, session.settings, session.spectra(), session.device
+        )
+        examples = dataset.Examples.of(data, session.model, session.device)
+        session.load(examples.batch_shape(1))
+        session.attach(trainable)
+        example, sigma = examples.pictures.groups[0][0], torch.tensor([0.7])
+        conds = dataset.batch_conds([example.conds], session.device)
+        with torch.no_grad():
+            start = session.denoise(example.latent, sigma, [example.conds])
+        objective, progress = training.Objective(session, trainable, examples), loop.Progress()
+        loop.train(trainable, session.settings, objective.batch_loss, lambda _: None, progress)
+        further = trainable.to_adapter(session.weights, {})
+    torch.testing.assert_close(applied_prediction(host, model, adapter, example.latent, sigma, conds), start,
+                               atol=5e-5, rtol=1e-4)  # fmt: skip
+    assert progress.step == 2 and progress.losses[0] < result.losses[0]
+    assert further.identity() != adapter.identity()
+
+
+def test_an_input_that_the_host_scales_is_scaled_once(host) -> None:
+    """Some quantised layers do, before their weight: on every side as the host itself with the adapted weight."""
+    import comfy.ops
+
+    module = comfy.ops.mixed_precision_ops({}, compute_dtype=torch.float32).Linear(12, 10)
+    module.weight = torch.nn.Parameter(torch.randn(10, 12), requires_grad=False)
+    module.bias = torch.nn.Parameter(torch.randn(10), requires_grad=False)
+    module.pre_quant_scale = torch.nn.Parameter(torch.rand(12) + 0.5, requires_grad=False)
+    settings = host.core("training.settings").TrainSettings(shift_knots=0)
+    spectra = {"x": host.core("spectral").decompose(module.weight, "svd")}
+    trainable = host.core("training.trainable").TrainableAdapter({"x": (10, 12)}, settings, spectra)
+    with torch.no_grad():
+        for k, stack in trainable.rotations.items():
+            stack.copy_(torch.linalg.qr(torch.randn(len(stack), int(k), int(k)))[0])
+        trainable.shifts.uniform_(-1, 1)
+    trainable.begin_step()
+    layer, x = trainable.layers["x"], torch.randn(5, 12)
+    plain, pristine = module(x), module.weight
+    module.weight = torch.nn.Parameter(layer.weight(pristine).detach(), requires_grad=False)
+    expected, module.weight = module(x), pristine
+    host.core("host.training.frozen").adapt(module, layer, None)
+    for sides in (("weight", "weight"), ("activations", "weight"), ("activations", "activations")):
+        layer.sides = lambda *_, sides=sides: sides
+        torch.testing.assert_close(module(x), expected, atol=1e-4, rtol=1e-4)
+    with trainable.disabled():
+        torch.testing.assert_close(module(x), plain)
