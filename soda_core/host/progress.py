@@ -7,8 +7,8 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
-#: Largest side of a picture on a node, in pixels.
-PICTURE_SIDE = 512
+#: Largest side of a preview on a node, in pixels.
+PREVIEW_SIDE = 512
 
 
 class ProgressBar:
@@ -30,4 +30,4 @@ class ProgressBar:
         """Set the bar to ``done`` steps, with a picture on the node."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._done = done
-        self._bar.update_absolute(done, self._total, picture and ("JPEG", picture, PICTURE_SIDE))
+        self._bar.update_absolute(done, self._total, picture and ("JPEG", picture, PREVIEW_SIDE))
