@@ -2,7 +2,7 @@
 """Makes small base checkpoints with random weights that a stock ComfyUI loads with "Load Checkpoint".
 
 Nothing is downloaded: a seed decides every weight. Each preset has the real key names, and the real widths where the
-host checks them, of its family (sd15, sdxl, sd3), only fewer blocks. Sampled pictures are abstract; the VAE is
+host checks them, of its family (sd15, sdxl, sd3, flux), only fewer blocks. Sampled pictures are abstract; the VAE is
 set by hand (mean colour of 8 x 8 pixel blocks), so a picture survives encoding and decoding.
 
     python -m testbed.checkpoints sd15-1 base.safetensors [--clip full|sparse|none] [--dtype f16|bf16|f32] [--seed 0]

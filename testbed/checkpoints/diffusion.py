@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names and shapes of the parameters of diffusion models: UNets in the ldm layout, and the sd3 transformer."""
+"""Names and shapes of the parameters of diffusion models: UNets in the ldm layout, the sd3 and flux transformers."""
 
 from __future__ import annotations
 
@@ -117,12 +117,16 @@ class MMDiT:
     depth: int
     vector: bool = True  #: takes the pooled text vector
     query_key_norm: bool = False  #: as sd3.5
+    positions: int = 0  #: height and width of the table of positions; 0 = none, the host then computes them
+    dual: int = 0  #: so many blocks, from the first, attend to the picture alone as well, as in sd3.5 medium
     context: int = 4096
     latent: int = 16
 
     def shapes(self) -> Shapes:
         s, width = Shapes(), 64 * self.depth
         s.conv("x_embedder.proj", width, self.latent, kernel=2)
+        if self.positions:
+            s["pos_embed"] = (1, self.positions**2, width)
         s.linear("t_embedder.mlp.0", width, 256)
         s.linear("t_embedder.mlp.2", width, width)
         if self.vector:
@@ -133,14 +137,55 @@ class MMDiT:
             for side in ("context_block", "x_block"):
                 name = f"joint_blocks.{i}.{side}"
                 keys_only = side == "context_block" and i == self.depth - 1
-                s.linear(f"{name}.attn.qkv", 3 * width, width)
-                if self.query_key_norm:
-                    s[f"{name}.attn.ln_q.weight"] = s[f"{name}.attn.ln_k.weight"] = (64,)
+                dual = side == "x_block" and i < self.dual
+                for attention in ("attn", "attn2") if dual else ("attn",):
+                    s.linear(f"{name}.{attention}.qkv", 3 * width, width)
+                    if self.query_key_norm:
+                        s[f"{name}.{attention}.ln_q.weight"] = s[f"{name}.{attention}.ln_k.weight"] = (64,)
+                    if not keys_only:
+                        s.linear(f"{name}.{attention}.proj", width, width)
                 if not keys_only:
-                    s.linear(f"{name}.attn.proj", width, width)
                     s.linear(f"{name}.mlp.fc1", 4 * width, width)
                     s.linear(f"{name}.mlp.fc2", width, 4 * width)
-                s.linear(f"{name}.adaLN_modulation.1", (2 if keys_only else 6) * width, width)
+                s.linear(f"{name}.adaLN_modulation.1", (2 if keys_only else 9 if dual else 6) * width, width)
+        s.linear("final_layer.linear", 4 * self.latent, width)
+        s.linear("final_layer.adaLN_modulation.1", 2 * width, width)
+        return s
+
+
+@dataclass(frozen=True)
+class Flux:
+    """The flux transformer: blocks of two streams, then of one, with fused projections; heads of width 128."""
+
+    double: int
+    single: int
+    heads: int = 2
+    context: int = 4096
+    vector: int = 768
+    latent: int = 16
+
+    def shapes(self) -> Shapes:
+        s, width = Shapes(), 128 * self.heads
+        s.linear("img_in", width, 4 * self.latent)
+        s.linear("txt_in", width, self.context)
+        for name, inputs in (("time_in", 256), ("vector_in", self.vector), ("guidance_in", 256)):
+            s.linear(f"{name}.in_layer", width, inputs)
+            s.linear(f"{name}.out_layer", width, width)
+        for i in range(self.double):
+            for stream in ("img", "txt"):
+                name = f"double_blocks.{i}.{stream}"
+                s.linear(f"{name}_mod.lin", 6 * width, width)
+                s.linear(f"{name}_attn.qkv", 3 * width, width)
+                s[f"{name}_attn.norm.query_norm.scale"] = s[f"{name}_attn.norm.key_norm.scale"] = (128,)
+                s.linear(f"{name}_attn.proj", width, width)
+                s.linear(f"{name}_mlp.0", 4 * width, width)
+                s.linear(f"{name}_mlp.2", width, 4 * width)
+        for i in range(self.single):
+            name = f"single_blocks.{i}"
+            s.linear(f"{name}.linear1", 7 * width, width)
+            s.linear(f"{name}.linear2", width, 5 * width)
+            s[f"{name}.norm.query_norm.scale"] = s[f"{name}.norm.key_norm.scale"] = (128,)
+            s.linear(f"{name}.modulation.lin", 3 * width, width)
         s.linear("final_layer.linear", 4 * self.latent, width)
         s.linear("final_layer.adaLN_modulation.1", 2 * width, width)
         return s

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from testbed.checkpoints import autoencoder
-from testbed.checkpoints.diffusion import MMDiT, UNet
+from testbed.checkpoints.diffusion import Flux, MMDiT, UNet
 from testbed.checkpoints.shapes import Shapes
 from testbed.checkpoints.text_encoders import clip_g, clip_l
 
@@ -38,6 +38,7 @@ FAMILIES = {
         4, 0.13025, 0.0, {"conditioner.embedders.0.transformer.": clip_l, "conditioner.embedders.1.model.": clip_g}
     ),
     "sd3": Family(16, 1.5305, 0.0609, {"text_encoders.clip_l.transformer.": lambda: clip_l(projection=True)}),
+    "flux": Family(16, 0.3611, 0.1159, {}),
 }
 
 
@@ -53,7 +54,7 @@ def _sdxl(
     return "sdxl", UNet(2048, widths, blocks, way_in, middle, way_out, vector=2816)
 
 
-PRESETS: dict[str, tuple[str, UNet | MMDiT]] = {
+PRESETS: dict[str, tuple[str, UNet | MMDiT | Flux]] = {
     # one width and one transformer block, on the way in
     "sd15-min": _sd15([1], [1], [1], -2, [0, 0]),
     # one width, a transformer everywhere: four blocks
@@ -77,6 +78,10 @@ PRESETS: dict[str, tuple[str, UNet | MMDiT]] = {
     "sd3-d2": ("sd3", MMDiT(2)),
     "sd3-d4": ("sd3", MMDiT(4)),
     "sd35-d4": ("sd3", MMDiT(4, query_key_norm=True)),
+    # with what the real ones have too: a table of positions, and medium's second attention
+    "sd3-d2-positions": ("sd3", MMDiT(2, positions=16)),
+    "sd35-d2-dual": ("sd3", MMDiT(2, query_key_norm=True, positions=16, dual=1)),
+    "flux-d1": ("flux", Flux(double=1, single=1)),
 }
 
 
@@ -119,9 +124,9 @@ _NORMS = (
 def _value(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     if len(shape) == 1:
         if any(part in name for part in _NORMS):
-            return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+            return torch.ones(shape) if name.endswith(("weight", "scale")) else torch.zeros(shape)
         return 0.01 * torch.randn(shape, generator=generator)
-    if "embedding" in name:
+    if "embedding" in name or name == "pos_embed":
         return 0.02 * torch.randn(shape, generator=generator)
     deviation = 1 / math.sqrt(math.prod(shape[1:]))
     if any(part in name for part in _RESIDUAL):
