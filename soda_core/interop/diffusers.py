@@ -27,6 +27,7 @@ from ..base_weight import BaseWeight
 from ..errors import BaseMismatchError, SettingsError
 from ..layer import StrengthMode
 from ..report.base_check import refusal, summary
+from ..spectrum_store import SpectrumStore
 from .layer_map import LayerMap, Part, family, joined, separated
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def load(
     mode: StrengthMode = "linear",
     name: str | None = None,
     ignore_base_check: bool = False,
+    store: SpectrumStore | None = None,
 ) -> BaseReport:
     """Adapt a pipeline in place.
 
@@ -50,6 +52,7 @@ def load(
         mode: see :meth:`..layer.AdaptedLayer.adapt`.
         name: to unload it by; the adapter's title by default.
         ignore_base_check: go on where the adapter was trained on another base model.
+        store: where decompositions are kept for the next time; else they are computed anew.
     Returns:
         The base check, which is logged where it gives reason to doubt.
     Raises:
@@ -69,7 +72,8 @@ def load(
     changes: dict[str, Tensor] = {}
     checks = {}
     for layer, parts in tqdm(places.items(), desc=f"SODA: {name}", unit="layer"):
-        base = BaseWeight(joined(parts, pristine), device=_module(model, parts[0].module).weight.device)
+        device = _module(model, parts[0].module).weight.device
+        base = BaseWeight(joined(parts, pristine), device, None if store is None else store.get)
         check = soda.layers[layer].check_base(base)
         if check is not None:
             checks[layer] = check

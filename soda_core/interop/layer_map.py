@@ -84,7 +84,8 @@ class _Checkpoint(dict[str, Rows]):
 
 def _unet_names(model: nn.Module) -> Iterator[str]:
     """Names of weights; more than there are: the converter gives those that the model lacks a place outside of it."""
-    yield from (name for names in DIFFUSERS_TO_LDM_MAPPING["unet"].values() for name in names.values())
+    known: Any = DIFFUSERS_TO_LDM_MAPPING
+    yield from (name for names in known["unet"].values() for name in names.values())
     inside = (name.partition(".attentions.")[2] for name in _weights(model))
     attention = sorted({name.split(".", 1)[1] for name in inside if name})
     residual = [f"{part}.weight" for part in ("in_layers.2", "emb_layers.1", "out_layers.3", "skip_connection")]
@@ -165,7 +166,8 @@ def converted(model: nn.Module) -> dict[str, Rows]:
 
 
 def _convert(kind: str, model: Any, names: Iterable[str]) -> dict[str, Rows]:
-    convert: Any = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
+    converters: Any = SINGLE_FILE_LOADABLE_CLASSES
+    convert = converters[kind]["checkpoint_mapping_fn"]
     checkpoint = _Checkpoint({_CHECKPOINT + name: Rows(name) for name in names})
     return {name: rows for name, rows in convert(checkpoint=checkpoint, config=model.config).items() if rows}
 

@@ -17,6 +17,7 @@ from soda_core import SodaAdapter, SodaLayer, merge
 from soda_core.errors import BaseMismatchError, SettingsError
 from soda_core.interop.diffusers import load, unload
 from soda_core.interop.layer_map import LayerMap
+from soda_core.spectrum_store import SpectrumStore
 from soda_core.training.settings import TrainSettings
 from testbed import checkpoints, demo_base, diffusers_models
 
@@ -289,6 +290,17 @@ def test_the_base_is_checked_on_the_fused_weight(small, caplog) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "nothing half-written"
     assert load(model, noisy, ignore_base_check=True).spectral_error > 0.2
     assert "SODA: fox was trained on" in caplog.text
+
+
+def test_decompositions_are_kept_where_asked(small, tmp_path) -> None:
+    adapter = checked(small)
+    store = SpectrumStore(tmp_path, memory_limit=0, disk_limit=2**30)
+    first, second = copy.deepcopy(small.model), copy.deepcopy(small.model)
+    load(first, adapter, store=store)
+    computed = store.computed
+    load(second, adapter, store=store)
+    assert store.computed == computed == len(adapter.layers)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
 def test_half_precision_comes_back_to_the_bit(small) -> None:
