@@ -4,6 +4,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..soda_core.host import folders
+from .export import SodaExportLora
 from .inspect import SodaInspectAdapter
 from .load import SodaApplyAdapter, SodaLoadAdapter
 from .merge import SodaMerge
@@ -16,6 +17,7 @@ NODES: list[type[io.ComfyNode]] = [
     SodaApplyAdapter,
     SodaMerge,
     SodaSaveAdapter,
+    SodaExportLora,
     SodaInspectAdapter,
 ]
 

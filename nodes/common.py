@@ -59,6 +59,17 @@ def strength(name: str, tooltip: str) -> io.Input:
     return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
 
 
+def ignore_base_check() -> io.Input:
+    return io.Boolean.Input(
+        "ignore_base_check",
+        default=False,
+        advanced=True,
+        tooltip="An adapter's spectral shift belongs to the base it was trained on. Above 20 % error the node "
+        "stops; on = go on all the same. Off by default, because a wrong base fails without any other sign. "
+        "Adapters with a rotation only never stop; the log says when the base is another.",
+    )
+
+
 def strength_inputs() -> list[io.Input]:
     """Strengths, their mode and the base check, as Load and Apply have them."""
     return [
@@ -79,14 +90,7 @@ def strength_inputs() -> list[io.Input]:
             "up). geodesic: turns the rotation by s times its angle, so the weight stays on the manifold and "
             "strengths above 1 do not blow up.",
         ),
-        io.Boolean.Input(
-            "ignore_base_check",
-            default=False,
-            advanced=True,
-            tooltip="An adapter's spectral shift belongs to the base it was trained on. Above 20 % error the node "
-            "stops; on = go on all the same. Off by default, because a wrong base fails without any other sign. "
-            "Adapters with a rotation only never stop; the log says when the base is another.",
-        ),
+        ignore_base_check(),
     ]
 
 

@@ -17,20 +17,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from . import files
+from . import files, tensor_file
 from .base_check import SKETCH_SHAPE, Sketches
 from .errors import FileFormatError, SodaError
 from .layer import AdaptedLayer, SodaLayer, SodaSum
+from .tensor_file import manager_keys, tensor_hash
 
 FORMAT_VERSION = 1
 HEADER_LIMIT = 100 * 1024 * 1024
@@ -50,16 +49,7 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], meta
         FileFormatError: tensors that no reader would accept (NaN, off the manifold), or nothing to write.
         SodaError: the disk is full or the folder cannot be written.
     """
-    path = Path(path)
-    data = to_bytes(layers, metadata)
-    try:
-        with files.replacing(path) as unfinished:
-            unfinished.write_bytes(data)
-    except OSError as error:
-        raise SodaError(
-            f"cannot write {path.name!r} ({len(data) / 2**20:.1f} MiB): {error.strerror or error}; "
-            "free some space or make the folder writable, then save again"
-        ) from error
+    tensor_file.write(path, *_content(layers, metadata))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -75,6 +65,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 def to_bytes(layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) -> bytes:
     """The file as bytes; equal input gives equal bytes."""
+    return tensor_file.to_bytes(*_content(layers, metadata))
+
+
+def _content(
+    layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The file's tensors and its metadata."""
     if not layers:
         raise FileFormatError("an adapter without layers cannot be saved")
     tensors: dict[str, Tensor] = {}
@@ -89,17 +86,10 @@ def to_bytes(layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) ->
     except (TypeError, ValueError) as error:
         raise FileFormatError(f"the adapter's metadata is not plain JSON: {error}") from error
     header |= {key: str(metadata[key]) for key in GRAPH_KEYS if metadata.get(key)}
-    header |= _manager_keys(plain, tensor_hash(tensors), sum(layer.num_parameters for layer in layers.values()))
-    return _sort_header(safetensors.torch.save(tensors, header))
-
-
-def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) over the tensors' bytes in the order of their names: an adapter's identity, whatever its file."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    parameters = json.dumps({"parameters": sum(layer.num_parameters for layer in layers.values())}, sort_keys=True)
+    network = {"ss_network_module": "soda", "ss_network_args": parameters}
+    header |= manager_keys(plain, tensor_hash(tensors), "soda", network)
+    return tensors, header
 
 
 def identity(layers: Mapping[str, AdaptedLayer]) -> str:
@@ -150,47 +140,6 @@ def _flatten_single(prefix: str, layer: SodaLayer, tensors: dict[str, Tensor]) -
     }
     # absent where there are none: files without knots are what they were before there were any
     return described if layer.knots is None else {**described, "knots": layer.knots.numel()}
-
-
-def _manager_keys(metadata: Mapping[str, Any], digest: str, parameters: int) -> dict[str, str]:
-    """The flat keys of ModelSpec 1.0 and of the kohya convention, as far as the metadata knows them."""
-    base = metadata.get("base_model") or {}
-    settings = metadata.get("settings") or {}
-    trigger = metadata.get("trigger_phrase")
-    keys: dict[str, Any] = {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{base['architecture']}/soda" if base.get("architecture") else "soda",
-        "modelspec.implementation": "soda",
-        "modelspec.title": metadata.get("title"),
-        "modelspec.date": metadata.get("date"),
-        "modelspec.hash_sha256": f"0x{digest}",
-        "modelspec.trigger_phrase": trigger,
-        "modelspec.usage_hint": metadata.get("usage_hint"),
-        "modelspec.resolution": metadata.get("resolution"),
-        "modelspec.prediction_type": base.get("prediction_type"),
-        "modelspec.merged_from": ", ".join(p.get("title") or p["hash"] for p in metadata.get("parents", [])) or None,
-        "ss_base_model_version": base.get("family"),
-        "ss_sd_model_name": base.get("name"),
-        "ss_new_sd_model_hash": base.get("hash"),
-        "ss_network_module": "soda",
-        "ss_network_args": json.dumps({"parameters": parameters}, sort_keys=True),
-        "ss_seed": metadata.get("seed"),
-        "ss_steps": metadata.get("steps"),
-        "ss_learning_rate": settings.get("rotation_lr"),
-        "ss_tag_frequency": json.dumps({"soda": {trigger: 1}}) if trigger else None,
-        "sshs_model_hash": digest,
-    }
-    return {k: str(v) for k, v in keys.items() if v is not None}
-
-
-def _sort_header(data: bytes) -> bytes:
-    """The same file with its metadata sorted (the library orders several keys at random)."""
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
 
 # ------------------------------------------------------------------------------------------------------------ reading

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 
@@ -11,9 +12,17 @@ def _read() -> str:
     try:
         text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
     except OSError:
-        return "unknown"
+        return _installed()
     match = re.search(r'^version\s*=\s*"([^"]+)"', text, re.MULTILINE)
     return match.group(1) if match else "unknown"
+
+
+def _installed() -> str:
+    """Of the package as pip installed it, which has no ``pyproject.toml`` beside it."""
+    try:
+        return metadata.version("soda-adapters")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 VERSION = _read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -14,9 +15,11 @@ from .. import fileformat
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
 from ..files import check_prefix
+from ..interop.lora import Export
 from .server import announce_saved
 
 FOLDER = "soda"
+LORAS = "loras"  #: the host's own
 EXTENSION = ".safetensors"
 
 
@@ -50,19 +53,29 @@ def save_adapter(adapter: SodaAdapter, prefix: str, anywhere: bool = False) -> s
     Args:
         anywhere: in the next soda folder where that one cannot take it: what was trained must not be lost.
     """
+    return _save(FOLDER, prefix, adapter.save, anywhere)
+
+
+def save_lora(export: Export, prefix: str) -> str:
+    """The same in the host's first LoRA folder."""
+    return _save(LORAS, prefix, export.save)
+
+
+def _save(kind: str, prefix: str, write: Callable[[str], object], anywhere: bool = False) -> str:
+    """Let ``write`` make the next file of ``prefix`` in the first folder of a kind."""
     prefix = check_prefix(prefix)
-    roots = folder_paths.get_folder_paths(FOLDER)[: None if anywhere else 1]
+    roots = folder_paths.get_folder_paths(kind)[: None if anywhere else 1]
     for root in roots:
         try:
             folder, file_name, subfolder = _next_file(prefix, root)
-            adapter.save(os.path.join(folder, file_name))
+            write(os.path.join(folder, file_name))
             break
         except SodaError as error:
             if root == roots[-1]:
                 raise
-            logging.warning("SODA: %s; trying the next soda folder", error)
+            logging.warning("SODA: %s; trying the next %s folder", error, kind)
     listed = os.path.join(subfolder, file_name)
-    folder_paths.filename_list_cache.pop(FOLDER, None)  # a new file must be in the list at once
+    folder_paths.filename_list_cache.pop(kind, None)  # a new file must be in the list at once
     logging.info("SODA: saved %s", listed)
     announce_saved(listed)
     return listed
@@ -81,7 +94,7 @@ def _next_file(prefix: str, root: str) -> tuple[str, str, str]:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
     except OSError as error:
         raise SodaError(
-            f"cannot create the folder for {prefix!r}: {error.strerror or error}; make the soda model folder writable"
+            f"cannot create the folder for {prefix!r}: {error.strerror or error}; make the model folder writable"
         ) from error
     return folder, f"{name}_{counter:05}_{EXTENSION}", subfolder
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Adapters in other people's libraries; each module needs the library it is named after."""
+"""Ways in and out: other people's files, and adapters in other people's libraries (each in a module named after it)."""

@@ -16,6 +16,7 @@ NODES = {
     "SODAApplyAdapter": "Apply SODA Adapter",
     "SODAMerge": "Merge Subject+Style SODA",
     "SODASaveAdapter": "Save SODA Adapter",
+    "SODAExportLoRA": "Export SODA as LoRA",
     "SODAInspectAdapter": "Inspect SODA Adapter",
 }
 

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..adapter import SodaAdapter
+from ..errors import SettingsError, SodaError
+
+EXTENSION = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found or did: for a person, and for a program (plain JSON)."""
+
+    text: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    name: str
+    summary: str  #: one line
+    description: str
+    examples: tuple[str, ...]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Answer]
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write (.safetensors)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+
+
+def output_path(arguments: argparse.Namespace) -> Path:
+    """Where to write.
+
+    Raises:
+        SettingsError: another extension, or a file that is there and is not to be replaced.
+    """
+    path: Path = arguments.output
+    if path.suffix != EXTENSION:
+        raise SettingsError(f"--output must end in {EXTENSION}, got {str(path)!r}")
+    if path.exists() and not arguments.overwrite:
+        raise SettingsError(f"{path} exists; choose another name, or --overwrite replaces it")
+    return path
+
+
+def load(path: Path) -> SodaAdapter:
+    """Read an adapter."""
+    if not path.is_file():
+        raise SodaError(f"{path}: there is no such file")
+    return SodaAdapter.load(path)
+
+
+def progress(arguments: argparse.Namespace, what: str) -> Callable[[int, int], None]:
+    """A bar on the standard error, where that is a terminal and the user wants one."""
+    if arguments.quiet or not sys.stderr.isatty():
+        return lambda done, total: None
+
+    def show(done: int, total: int) -> None:
+        width = max(10, min(40, shutil.get_terminal_size().columns - len(what) - 12))
+        filled = width * done // total
+        bar = f"\r{what} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}"
+        print(bar, end="\r\033[K" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the arguments that the user gave; for the others the function's own defaults count."""
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
