@@ -30,7 +30,11 @@ def pivot(rows: Iterable[Row], corner: str, line: str, column: str, cell: Callab
 
 
 def write_run(
-    name: str, rows: list[Row], tables: Callable[[list[Row]], str] = lambda _: "", part: bool = False
+    name: str,
+    rows: list[Row],
+    tables: Callable[[list[Row]], str] = lambda _: "",
+    part: bool = False,
+    folder: Path = RESULTS,
 ) -> None:
     """What this process measured, to ``results/<name>.json`` and ``.md``.
 
@@ -40,14 +44,13 @@ def write_run(
     """
     if part:
         measured = {row["bench"] for row in rows}
-        rows = [row for row in _kept(name) if row["bench"] not in measured] + rows
+        rows = [row for row in _kept(folder / f"{name}.json") if row["bench"] not in measured] + rows
     else:
         rows = [*rows, {"bench": WHOLE, "variant": "all of it", "seconds": round(time.monotonic() - STARTED)}]
-    write_rows(name, rows, tables([row for row in rows if row["bench"] != WHOLE]))
+    write_rows(name, rows, tables([row for row in rows if row["bench"] != WHOLE]), folder)
 
 
-def _kept(name: str) -> list[Row]:
-    path = RESULTS / f"{name}.json"
+def _kept(path: Path) -> list[Row]:
     rows: list[Row] = json.loads(path.read_text("utf-8")) if path.exists() else []
     return rows
 

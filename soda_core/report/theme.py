@@ -194,4 +194,6 @@ def _ends(text: str, width: float) -> str:
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to ``limit`` that fits, if all smaller ones do; found by halving. 0 is not tried."""
+    if fits(limit):
+        return limit
     return bisect_left(range(1, limit + 1), True, key=lambda k: not fits(k))
