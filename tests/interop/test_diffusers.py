@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,7 @@ from soda_core.interop.layer_map import LayerMap
 from soda_core.spectrum_store import SpectrumStore
 from soda_core.training.settings import TrainSettings
 from testbed import checkpoints, demo_base, diffusers_models
+from testbed.predictions import FAMILIES
 
 from ..core.conftest import random_rotation
 
@@ -27,86 +28,6 @@ pytestmark = pytest.mark.host
 
 #: The issue's bound; float32 products in another order stay well below it.
 TOLERANCE = 1e-3
-
-# --------------------------------------------------------------------------------------------- one prediction, two ways
-
-
-@dataclass
-class Inputs:
-    """What a model predicts from; latents ``(1, channels, 8, 8)``."""
-
-    latents: Tensor
-    context: Tensor
-    pooled: Tensor
-
-    @classmethod
-    def of(cls, channels: int, context: int, pooled: int) -> Inputs:
-        g = torch.Generator().manual_seed(3)
-        return cls(
-            torch.randn(1, channels, 8, 8, generator=g),
-            torch.randn(1, 77, context, generator=g),
-            torch.randn(1, pooled, generator=g),
-        )
-
-
-SIZES = torch.tensor([[64.0, 48.0, 0.0, 8.0, 64.0, 64.0]])  #: what SDXL is told of sizes and crops
-
-
-def sd15_comfy(model, inputs):
-    return model(inputs.latents, torch.tensor([321.0]), inputs.context)
-
-
-def sd15_diffusers(model, inputs):
-    return model(inputs.latents, 321.0, inputs.context).sample
-
-
-def sdxl_comfy(model, inputs):
-    from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
-
-    vector = torch.cat([inputs.pooled, timestep_embedding(SIZES.flatten(), 256).flatten()[None]], 1)
-    return model(inputs.latents, torch.tensor([321.0]), inputs.context, y=vector)
-
-
-def sdxl_diffusers(model, inputs):
-    added = {"text_embeds": inputs.pooled, "time_ids": SIZES}
-    return model(inputs.latents, 321.0, inputs.context, added_cond_kwargs=added).sample
-
-
-def sd3_comfy(model, inputs):
-    return model(inputs.latents, torch.tensor([321.0]), inputs.context, y=inputs.pooled)
-
-
-def sd3_diffusers(model, inputs):
-    return model(inputs.latents, inputs.context, inputs.pooled, torch.tensor([321.0])).sample
-
-
-def flux_comfy(model, inputs):
-    return model(inputs.latents, torch.tensor([0.321]), inputs.context, y=inputs.pooled, guidance=torch.tensor([3.5]))
-
-
-def flux_diffusers(model, inputs):
-    """Its latents are patches of 2 x 2 in a row."""
-    patches = inputs.latents.reshape(1, 16, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, 16, 64)
-    at = torch.stack(torch.meshgrid(torch.zeros(1), torch.arange(4.0), torch.arange(4.0), indexing="ij"), -1)
-    y = model(
-        patches,
-        inputs.context,
-        inputs.pooled,
-        torch.tensor([0.321]),
-        img_ids=at.reshape(16, 3),
-        txt_ids=torch.zeros(77, 3),
-        guidance=torch.tensor([3.5]),
-    ).sample
-    return y.reshape(1, 4, 4, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 16, 8, 8)
-
-
-FAMILIES = {
-    "demo": (sd15_comfy, sd15_diffusers, Inputs.of(4, 768, 1)),
-    "sdxl-koala-min": (sdxl_comfy, sdxl_diffusers, Inputs.of(4, 2048, 1280)),
-    "sd3-d2-positions": (sd3_comfy, sd3_diffusers, Inputs.of(16, 4096, 2048)),
-    "sd35-d2-dual": (sd3_comfy, sd3_diffusers, Inputs.of(16, 4096, 2048)),
-    "flux-d1": (flux_comfy, flux_diffusers, Inputs.of(16, 4096, 768)),
-}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
