@@ -87,7 +87,8 @@ def test_trained_in_comfyui_and_loaded_in_both(host, tmp_path) -> None:
     for name, layer in adapter.layers.items():
         assert all(torch.equal(a, b) for a, b in zip(again.layers[name].factors, layer.factors, strict=True))
         assert torch.equal(again.layers[name].knots, layer.knots)
-        torch.testing.assert_close(again.layers[name].shift, layer.shift, atol=1e-5, rtol=1e-4)
+        # the same curve, over the singular values of a copy that is not rounded to fp16 as the node's was
+        torch.testing.assert_close(again.layers[name].shift, layer.shift, atol=2e-4, rtol=0)
 
 
 def test_parts_of_a_fused_layer_keep_their_own_names(tmp_path) -> None:
