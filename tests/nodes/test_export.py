@@ -113,7 +113,7 @@ def test_a_checkpoint_by_the_hosts_own_save_node_holds_the_adapted_weights(serve
         expected = adapter.adapt(name, original[key].float())
         torch.testing.assert_close(merged[key].float(), expected, atol=1e-3, rtol=2e-3)  # stored in half precision
         assert (merged[key].float() - original[key].float()).abs().max() > 5e-3
-    others = [k for k, W in original.items() if k.startswith("model.") and k[len("model.") : -7] not in adapter.layers]
+    others = [k for k in original if k.startswith("model.") and k[len("model.") : -7] not in adapter.layers]
     assert others and all(torch.equal(merged[k].float(), original[k].float()) for k in others)
 
 
