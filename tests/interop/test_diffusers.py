@@ -26,8 +26,8 @@ from ..core.conftest import random_rotation
 
 pytestmark = pytest.mark.host
 
-#: The issue's bound; float32 products in another order stay well below it.
-TOLERANCE = 1e-3
+#: float32 products in another order differ by 1e-6 (``python dev.py bench diffusers``)
+TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

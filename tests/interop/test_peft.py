@@ -281,6 +281,7 @@ def test_our_files_hold_the_same(row: Row, tmp_path) -> None:
     torch.testing.assert_close(back(row.x()), model(row.x()), atol=0, rtol=0)
     again = to_adapter(back, "fox")
     assert again.identity() == adapter.identity() and read.metadata["steps"] == 7
+    assert read.trained_on == f"{type(row.base()).__name__} (float32)"
     curves = [tuner.soda_shift["fox"].shape for tuner in tuners(back).values() if "fox" in tuner.soda_shift]
     assert curves == [
         tuner.soda_shift["default"].shape for tuner in tuners(model).values() if "default" in tuner.soda_shift

@@ -54,10 +54,13 @@ def trained(preset: str, model, **settings):
 def test_trained_with_peft_and_loaded_in_comfyui(host, tmp_path) -> None:
     import comfy.model_management
 
-    model = trained("sd15-min", a_model("sd15-min"))
+    unet = a_model("sd15-min")
+    unet.register_to_config(_name_or_path="/home/anna/bases/photo-1.5")
+    model = trained("sd15-min", unet)
     expected = predict("sd15-min", model)
     to_adapter(model, metadata={"title": "fox"}).save(tmp_path / "fox.safetensors")
     adapter = host.core("adapter").SodaAdapter.load(tmp_path / "fox.safetensors")
+    assert adapter.trained_on == "photo-1.5 (float32)", "no folders in files"
     assert all(name.startswith("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn") for name in adapter.layers)
     in_comfy, _, inputs = FAMILIES["demo"]
     with torch.inference_mode():

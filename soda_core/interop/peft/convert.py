@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
@@ -31,7 +32,7 @@ def to_adapter(
     :func:`..diffusers.load` and :func:`from_adapter`.
 
     Args:
-        metadata: see :class:`...adapter.SodaAdapter`.
+        metadata: see :class:`...adapter.SodaAdapter`; the base model is filled in.
     Raises:
         SettingsError: the model has no such adapter.
     """
@@ -46,7 +47,7 @@ def to_adapter(
     names = _comfyui_names(base)
     if layers.keys() <= names.keys():
         layers = {names[name]: layer for name, layer in layers.items()}
-    return SodaAdapter(layers, dict(metadata or {}))
+    return SodaAdapter(layers, {"base_model": _described(base)} | dict(metadata or {}))
 
 
 def from_adapter(
@@ -96,6 +97,15 @@ def _base_model(model: nn.Module) -> Any:
     if isinstance(model, PeftModel):
         return model.get_base_model()
     return model.model if isinstance(model, BaseTuner) else model
+
+
+def _described(base: Any) -> dict[str, str]:
+    """What is known of a model: the name it was loaded by, without folders, or else what it is."""
+    name = getattr(base, "name_or_path", None)  # transformers
+    if not name and callable(getattr(getattr(base, "config", None), "get", None)):
+        name = base.config.get("_name_or_path")  # diffusers
+    dtype = str(next(base.parameters()).dtype).removeprefix("torch.")
+    return {"name": Path(name).name if name else type(base).__name__, "dtype": dtype}
 
 
 def _comfyui_names(base: nn.Module) -> dict[str, str]:
