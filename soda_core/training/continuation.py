@@ -75,7 +75,7 @@ def _require(name: str, what: str, trained: object, asked: object) -> None:
 
 def _heights(name: str, shift: Tensor, known: Tensor | None, knots: Tensor) -> Tensor:
     """Heights of a curve's knots; of an older file, which does not keep them, by least squares."""
-    exact = knots.double().cpu()
+    exact = knots.cpu().double()  # (some devices have no float64)
     heights = known
     if heights is None:
         heights = (torch.linalg.pinv(exact) @ shift.double()).float()
