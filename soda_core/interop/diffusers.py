@@ -77,7 +77,8 @@ def load(
         check = soda.layers[layer].check_base(base)
         if check is not None:
             checks[layer] = check
-        changes |= separated(parts, soda.layers[layer].delta(base, strength, mode))
+        for module, change in separated(parts, soda.layers[layer].delta(base, strength, mode)).items():
+            changes[module] = _kept(change, pristine[module].dtype)
     report = BaseReport(checks)
     if report.refused and not ignore_base_check:
         raise BaseMismatchError(refusal(report, soda))
@@ -117,11 +118,7 @@ class AdaptedWeights:
         for module in changes:
             if module not in self.pristine:
                 self.pristine[module] = self.pristine_of(model, module).to("cpu", copy=True)
-        # a change rounded like the weight; fp8 would leave little of it
-        self.changes[name] = {
-            module: change.to("cpu", dtype if (dtype := self.pristine[module].dtype).itemsize > 1 else torch.bfloat16)
-            for module, change in changes.items()
-        }
+        self.changes[name] = dict(changes)
         self._write(model, changes)
 
     def remove(self, model: nn.Module, name: str) -> None:
@@ -159,6 +156,11 @@ def _denoiser(pipeline: Any) -> Any:
     return model
 
 
+def _kept(change: Tensor, dtype: torch.dtype) -> Tensor:
+    """A change in main memory, rounded like its weight; of a weight in 8 bits to bfloat16, or little would be left."""
+    return change.to("cpu", dtype if dtype.itemsize > 1 else torch.bfloat16)
+
+
 def _adapted_weights(model: nn.Module) -> AdaptedWeights | None:
     return getattr(model, "soda_adapters", None)
 
@@ -187,4 +189,4 @@ def _places(model: Any, soda: SodaAdapter) -> dict[str, list[Part]]:
 def _module(model: nn.Module, path: str) -> Any:
     """A layer, also where PEFT has put one of its own around it."""
     module: Any = model.get_submodule(path)
-    return getattr(module, "base_layer", module)
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module

@@ -412,7 +412,15 @@ def test_a_weight_that_changes_is_decomposed_anew() -> None:
     torch.testing.assert_close(model(x), first, atol=0, rtol=0)
     moved = [tuner.base_weight("default").spectrum("svd") for tuner in tuners(model).values()]
     assert all(torch.equal(a.S, b.S) for a, b in zip(spectra, moved, strict=True))
-    model.double()
+    for tuner in tuners(model).values():
+        weight = tuner.get_base_layer().weight
+        weight.data = weight.data + 0.1
+    assert (model(x) - first).abs().max() > 1e-3
+    assert all(
+        not torch.equal(a.S, tuner.base_weight("default").spectrum("svd").S)
+        for a, tuner in zip(spectra, tuners(model).values(), strict=True)
+    )
+    model = ROWS[1].model().double()
     for tuner in tuners(model).values():
         assert tuner.base_weight("default").spectrum("svd").S.dtype == torch.float64
     torch.testing.assert_close(model(x.double()).float(), first, **CLOSE)

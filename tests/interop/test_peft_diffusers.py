@@ -119,6 +119,27 @@ def test_parts_of_a_fused_layer_keep_their_own_names(tmp_path) -> None:
         from_adapter(a_model(preset), fused)
 
 
+def test_diffusers_own_calls_know_the_method() -> None:
+    """``add_adapter`` puts the layers in without a PEFT model around them."""
+    unet = a_model("sd15-min")
+    base = predict("sd15-min", unet)
+    unet.add_adapter(SodaConfig(target_modules=ATTENTION, decomposition="qr"), "fox")
+    optimizer = create_optimizer(unet, 0.05, 0.05)
+    predict_with_gradient = FAMILIES["demo"][1]
+    predict_with_gradient(unet, FAMILIES["demo"][2]).square().mean().backward()
+    optimizer.step()
+    adapted = predict("sd15-min", unet)
+    unet.disable_adapters()
+    assert torch.equal(predict("sd15-min", unet), base)
+    unet.enable_adapters()
+    unet.set_adapters("fox", 0.5)
+    half = predict("sd15-min", unet)
+    assert 0 < (half - base).abs().max() < (adapted - base).abs().max()
+    plain = a_model("sd15-min")
+    load(plain, to_adapter(unet, "fox"), 0.5)
+    torch.testing.assert_close(predict("sd15-min", plain), half, atol=TOLERANCE, rtol=0)
+
+
 def test_a_pipeline_draws_with_the_adapter_and_without() -> None:
     unet = a_model("sd15-min")
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))

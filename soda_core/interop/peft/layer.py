@@ -16,12 +16,13 @@ from ...errors import SettingsError, SodaError
 from ...kronecker import grouped, identity_factors
 from ...layer import SodaLayer
 from ...linalg import result_dtype
-from ...spectral import Decomposition, Spectrum, SvdSpectrum
+from ...spectral import SvdSpectrum
 from ...training.convolution import Convolution
 from ...training.forward import AdaptedForward
 from ...training.settings import TrainSettings
 from ...training.trainable_layer import TrainableLayer
 from .config import SodaConfig
+from .pristine import PristineWeight
 
 
 class SodaTunerLayer(nn.Module, BaseTunerLayer):
@@ -51,8 +52,7 @@ class SodaTunerLayer(nn.Module, BaseTunerLayer):
         self.adapters: dict[str, TrainSettings] = {}
         self.scaling: dict[str, float] = {}
         self.merged_adapters: list[str] = []
-        self._pristine: Tensor = layer.weight.detach()
-        self._spectra: dict[Decomposition, Spectrum] = {}
+        self.pristine = PristineWeight(layer)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -78,25 +78,10 @@ class SodaTunerLayer(nn.Module, BaseTunerLayer):
             self.soda_shift[adapter_name] = nn.Parameter(zeros)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
-    # ------------------------------------------------------------------------------------------------ the base weight
-
-    def pristine(self) -> Tensor:
-        """W0 ``(out, in, *kernel)``, also while adapters are merged into the base layer."""
-        if not self.merged:
-            weight = self.get_base_layer().weight.detach()
-            if weight.data_ptr() != self._pristine.data_ptr():  # the model was moved, cast or given another weight
-                same = self._spectra and BaseWeight(weight).fingerprint == BaseWeight(self._pristine).fingerprint
-                self._spectra = {k: spectrum.to(weight.device) for k, spectrum in self._spectra.items()} if same else {}
-                self._pristine = weight
-        return self._pristine
-
     def base_weight(self, adapter_name: str) -> BaseWeight:
         """W0 with the decomposition that an adapter needs."""
-        base = BaseWeight(self.pristine(), spectra=self._spectra.values())
-        if adapter_name in self.soda_shift:
-            kind = self.adapters[adapter_name].decomposition
-            self._spectra[kind] = base.spectrum(kind)
-        return base
+        shifts = adapter_name in self.soda_shift
+        return self.pristine.decomposed(self.adapters[adapter_name].decomposition if shifts else None)
 
     def _trainable(self, adapter_name: str) -> TrainableLayer:
         """An adapter with its parameters as they are now."""
@@ -131,15 +116,10 @@ class SodaTunerLayer(nn.Module, BaseTunerLayer):
 
     def _with(self, adapter_names: Iterable[str]) -> Tensor:
         """W0 with adapters, in float32 or better; differentiable in their parameters."""
-        return sum((self._delta(name) for name in adapter_names), self._exact())
-
-    def _exact(self) -> Tensor:
-        """W0 in float32 or better."""
-        weight = self.pristine()
-        return weight.to(result_dtype(weight))
+        return sum((self._delta(name) for name in adapter_names), self.pristine.exact())
 
     def _delta(self, adapter_name: str) -> Tensor:
-        weight = self._exact()
+        weight = self.pristine.exact()
         return self.scaling[adapter_name] * (self._trainable(adapter_name).weight(weight) - weight)
 
     # ---------------------------------------------------------------------------------------------------------- merge
@@ -158,7 +138,7 @@ class SodaTunerLayer(nn.Module, BaseTunerLayer):
         weight = self._with([*self.merged_adapters, *names])
         if safe_merge and not bool(torch.isfinite(weight).all()):
             raise SodaError(f"NaN or infinite values in a weight merged with {names}; the adapter is broken")
-        self.get_base_layer().weight.data = weight.to(self.pristine().dtype)
+        self.pristine.replace(weight)
         self.merged_adapters += names
 
     def unmerge(self) -> None:
@@ -166,8 +146,7 @@ class SodaTunerLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight = self.get_base_layer().weight
-        weight.data = self._pristine.to(weight.device, weight.dtype)
+        self.pristine.restore()
         self.merged_adapters.clear()
 
     @torch.no_grad()
