@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a LoRA keeps of an adapter, in numbers and in pictures.
+
+    python dev.py bench export [--quick] [--steps 220] [--count 24]
+
+Trains a subject and a style on the demo's base model with the demo's settings, exports both at several ranks, to a
+given error and exactly, and paints with each from the same noise. Writes ``benchmarks/results/export.json``,
+``export.md`` and, of the pictures, ``export.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.lib.results import RESULTS, Row, write_run
+from testbed import evaluate
+from testbed.bed import TestBed
+from testbed.demo_base import checkpoint
+from testbed.machine import core_count
+from testbed.methods import Method
+from testbed.paths import cache_root
+from testbed.pretrain.loop import sheet
+from testbed.world.tasks import STYLE, SUBJECT, Task
+
+#: the demo's, but for the layers: those that LoRAs are commonly trained for
+TRAIN = {"layers": "attention + feed-forward", "loss": "mse", "seed": 0}
+OWN = {
+    "subject": ({"factor_preset": "large", "schedule": "cosine"}, 3e-3),
+    "style": ({"factor_preset": "auto", "schedule": "constant"}, 4e-3),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "exact": {"by": "exact"},
+    "error 0.1": {"by": "error", "error": 0.1},
+    "rank 128": {"rank": 128},
+    "rank 32": {"rank": 32},
+    "rank 8": {"rank": 8},
+}
+#: columns of the picture
+SHOWN = ("base", "SODA", "error 0.1", "rank 128", "rank 32", "rank 8")
+
+
+def stored_deltas(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The change of every layer's weight as a loader of the file makes it."""
+    deltas = {}
+    for name, shape in shapes.items():
+        if f"{name}.diff" in tensors:
+            deltas[name] = tensors[f"{name}.diff"].float()
+        elif f"{name}.alpha" in tensors:
+            up, down = (tensors[f"{name}.lora_{part}.weight"].float().flatten(1) for part in ("up", "down"))
+            deltas[name] = float(tensors[f"{name}.alpha"]) / down.shape[0] * (up @ down).reshape(shape)
+    return deltas
+
+
+def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str, Tensor]) -> list[Row]:
+    """One row for each way out; ``painted`` takes the first pictures of each."""
+    from soda_core.host.export import ModelWeights
+    from soda_core.interop.lora import export
+    from soda_core.interop.lora_settings import LoraSettings
+    from testbed.training import train_method
+
+    settings, rate = OWN[task.kind]
+    method = Method("soda", "large", settings)
+    trained = train_method(bed.patcher, bed.training_data(task), method, rate, steps=steps, **TRAIN)
+    assert trained.adapter is not None
+    weights = ModelWeights(bed.patcher)
+    deltas, megabytes = {"base": {}, "SODA": trained.deltas}, {"SODA": trained.adapter.num_parameters * 4 / 1e6}
+    rows: dict[str, Row] = {name: {} for name in deltas}
+    for name, chosen in VARIANTS.items():
+        started = time.monotonic()
+        made = export(trained.adapter, weights, LoraSettings(**chosen))
+        rows[name] = {"left_out": made.report.error, "export_seconds": time.monotonic() - started}
+        deltas[name] = stored_deltas(made.tensors, {n: d.shape for n, d in trained.deltas.items()})
+        megabytes[name] = made.report.num_bytes / 1e6
+    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, count)
+    references = bed.references(task) if task.kind == "subject" else None
+    soda = None
+    for name in ("SODA", *(n for n in deltas if n != "SODA")):
+        predictions, pictures = evaluate.classified(bed, deltas[name], prompts, seed=3)
+        soda = pictures if soda is None else soda
+        painted[f"{task.kind} {name}"] = pictures[:4]
+        metrics = (
+            evaluate.style_metrics(predictions, prompts)
+            if references is None
+            else evaluate.subject_metrics(predictions, prompts, references)
+        )
+        rows[name] |= metrics | {"pixel_change": float((pictures - soda).square().mean().sqrt())}
+    return [
+        {"bench": task.kind, "variant": name, "megabytes": megabytes.get(name), "steps": steps, "count": count, **row}
+        for name, row in rows.items()
+    ]
+
+
+def tables(rows: list[Row]) -> str:
+    """A table for each of the two."""
+    text = []
+    for kind, metric in (("subject", "similarity"), ("style", "style_probability")):
+        head = f"| {kind} | MB | leaves out | {metric.replace('_', ' ')} | pixels changed |"
+        text.append(head + "\n" + "| --- " * 5 + "|")
+        for row in (row for row in rows if row["bench"] == kind):
+            size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
+            left_out = "" if "left_out" not in row else f"{row['left_out']:.1%}"
+            text[-1] += f"\n| {row['variant']} | {size} | {left_out} | {row[metric]:.3f} | {row['pixel_change']:.3f} |"
+    return "\n\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few steps and pictures; nothing is written")
+    parser.add_argument("--steps", type=int, default=220, help="training steps for each adapter")
+    parser.add_argument("--count", type=int, default=24, help="pictures for each way out")
+    args = parser.parse_args()
+    steps, count = (6, 4) if args.quick else (args.steps, args.count)
+    torch.set_num_threads(core_count())
+    bed, painted = TestBed(checkpoint(cache_root())), {}
+    rows: list[Row] = []
+    for task in (SUBJECT, STYLE):
+        rows += rows_of(bed, task, steps, count, painted)
+    print(tables(rows))
+    if not args.quick:
+        write_run("export", rows, tables)
+        columns = [painted[f"{task.kind} {name}"][i] for task in (SUBJECT, STYLE) for i in range(4) for name in SHOWN]
+        sheet(torch.stack(columns), len(SHOWN), RESULTS / "export.png")
+
+
+if __name__ == "__main__":
+    main()
