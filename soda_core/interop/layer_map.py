@@ -8,7 +8,7 @@ split, by diffusers alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -158,18 +158,18 @@ def converted(model: nn.Module) -> dict[str, Rows]:
             "pipeline with one of them"
         )
     names = list(_FAMILIES[kind](model))
-    found = _convert(kind, model, names)
+    found = _convert(kind, model.config, names)
     if kind == "UNet2DConditionModel":
-        found = _convert(kind, model, [*names, *_unet_upsamplers(model, found)])
+        found = _convert(kind, model.config, [*names, *_unet_upsamplers(model, found)])
     present = dict(_parameters(model))
     return {name: rows for name, rows in found.items() if name in present}
 
 
-def _convert(kind: str, model: Any, names: Iterable[str]) -> dict[str, Rows]:
+def _convert(kind: str, config: Any, names: Iterable[str]) -> dict[str, Rows]:
     converters: Any = SINGLE_FILE_LOADABLE_CLASSES
     convert = converters[kind]["checkpoint_mapping_fn"]
     checkpoint = _Checkpoint({_CHECKPOINT + name: Rows(name) for name in names})
-    return {name: rows for name, rows in convert(checkpoint=checkpoint, config=model.config).items() if rows}
+    return {name: rows for name, rows in convert(checkpoint=checkpoint, config=config).items() if rows}
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -191,6 +191,23 @@ class Part:
 
     module: str
     spans: tuple[Span, ...]
+
+
+def parts_by_layer(kind: str, layers: Collection[str], config: Mapping[str, Any]) -> dict[str, list[Part]]:
+    """Where the layers of a checkpoint are, told by the names of all of them: no model is made.
+
+    Args:
+        kind: diffusers' name for the class of the model.
+        layers: by their names in ComfyUI, without text encoders.
+        config: what the converter asks of the model's.
+    """
+    names = [f"{layer.removeprefix(_COMFYUI)}.{end}" for layer in layers for end in ("weight", "bias")]
+    parts: dict[str, list[Part]] = {}
+    for name, rows in _convert(kind, config, names).items():
+        if name.endswith(".weight"):
+            layer = _COMFYUI + rows.name.removesuffix(".weight")
+            parts.setdefault(layer, []).append(Part(name.removesuffix(".weight"), rows.spans))
+    return {layer: found for layer, found in parts.items() if layer in layers}
 
 
 class LayerMap:

@@ -102,18 +102,18 @@ def export(
     return Export(tensors, _metadata(adapter, settings, report, tensors), report)
 
 
+Keys = Mapping[str, list[LayerKeys]]
 Made = tuple[dict[str, Tensor], dict[str, LayerExport], dict[int, tuple[float, int]]]
 
 
-def _exact(
-    deltas: Iterable[tuple[str, Tensor]], keys: Mapping[str, LayerKeys], settings: LoraSettings, progress: Progress
-) -> Made:
+def _exact(deltas: Iterable[tuple[str, Tensor]], keys: Keys, settings: LoraSettings, progress: Progress) -> Made:
     """Full differences."""
     tensors, layers = {}, {}
     for done, (name, delta) in enumerate(deltas):
         progress(done, len(keys))
         stored = delta.to("cpu", settings.torch_dtype).contiguous()
-        tensors[keys[name].difference] = stored
+        (key,) = keys[name]
+        tensors[key.difference] = stored
         layers[name] = LayerExport(min(delta.flatten(1).shape), float(delta.norm()), _distance(delta, stored))
     return tensors, layers, {}
 
@@ -127,35 +127,35 @@ class _Change:
     values: Tensor  #: its largest singular values
     norm: float
     rounding: float  #: norm of what the 16 bits lose
+    modules: int  #: that it is spread over in the file, each with a down of its own
     device: torch.device
 
     @classmethod
-    def of(cls, delta: Tensor, settings: LoraSettings) -> _Change:
+    def of(cls, delta: Tensor, settings: LoraSettings, modules: int) -> _Change:
         M = delta.flatten(1).float()
         scale = float(M.abs().max()) or 1.0
         scaled = (delta / scale).to(torch.float32 if settings.dtype == "float32" else torch.float16)
         values = singular_values(M, min(_directions(settings), *M.shape)).cpu()
         rounding = _distance(delta, scaled.float() * scale)
-        return cls(scaled.cpu(), scale, values, float(M.norm()), rounding, delta.device)
+        return cls(scaled.cpu(), scale, values, float(M.norm()), rounding, modules, delta.device)
 
     @property
     def cost(self) -> int:
         """Numbers to store per direction."""
-        return sum(self.scaled.flatten(1).shape)
+        out, in_features = self.scaled.flatten(1).shape
+        return out + self.modules * in_features
 
     @property
     def delta(self) -> Tensor:
         return self.scaled.to(self.device, torch.float32) * self.scale
 
 
-def _low_rank(
-    deltas: Iterable[tuple[str, Tensor]], keys: Mapping[str, LayerKeys], settings: LoraSettings, progress: Progress
-) -> Made:
+def _low_rank(deltas: Iterable[tuple[str, Tensor]], keys: Keys, settings: LoraSettings, progress: Progress) -> Made:
     """A LoRA whose ranks are where they matter, see :func:`.low_rank.ranks_within`."""
     changes: dict[str, _Change] = {}
     for done, (name, delta) in enumerate(deltas):
         progress(done, 2 * len(keys))
-        changes[name] = _Change.of(delta, settings)
+        changes[name] = _Change.of(delta, settings, len(keys[name]))
     ranks = _ranks(changes, settings)
     tensors, layers = {}, {}
     for done, (name, change) in enumerate(changes.items()):
@@ -163,16 +163,17 @@ def _low_rank(
         rank, left_out = ranks[name], change.norm
         if rank:
             delta = change.delta
-            alpha = keys[name].alpha
-            scale = 1.0 if alpha is None else _ALPHA / rank  # what a reader multiplies by
+            scale = 1.0 if keys[name][0].alpha is None else _ALPHA / rank  # what a reader multiplies by
             parts = truncated(delta.flatten(1), rank)
             up, down = ((M / math.sqrt(scale)).to("cpu", settings.torch_dtype) for M in parts)
             kernel = delta.shape[2:]
             left_out = math.hypot(_distance(delta.flatten(1), scale * up.float() @ down.float()), change.rounding)
-            tensors[keys[name].up] = up.reshape(*up.shape, *[1] * len(kernel)).contiguous()
-            tensors[keys[name].down] = down.reshape(rank, -1, *kernel).contiguous()
-            if alpha is not None:
-                tensors[alpha] = torch.tensor(_ALPHA, dtype=settings.torch_dtype)
+            for key in keys[name]:
+                rows = key.rows(up)
+                tensors[key.up] = rows.reshape(*rows.shape, *[1] * len(kernel)).contiguous()
+                tensors[key.down] = down.reshape(rank, -1, *kernel).clone(memory_format=torch.contiguous_format)
+                if key.alpha is not None:
+                    tensors[key.alpha] = torch.tensor(_ALPHA, dtype=settings.torch_dtype)
         layers[name] = LayerExport(rank, change.norm, left_out)
     return tensors, layers, _outlook(changes, settings)
 

@@ -27,8 +27,8 @@ class LoraSettings:
         default="comfy",
         metadata=setting(
             "Names of the layers in the file. comfy (default): ComfyUI's own, for every model it knows. kohya: what "
-            "most other programs read; SD 1 and 2, SDXL, SD 3, Flux. diffusers: for its load_lora_weights; SD 1 and "
-            "2, SDXL. ComfyUI's Load LoRA reads all three.",
+            "most other programs read. diffusers: for its load_lora_weights. These two know SD 1 and 2, SDXL, SD 3 and "
+            "Flux. ComfyUI's Load LoRA reads all three.",
             choices=get_args(Naming),
         ),
     )

@@ -7,11 +7,18 @@ Layers are ours as ComfyUI names them: ``diffusion_model.<path>`` and ``text_enc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
 
 from ..errors import SettingsError
+
+if TYPE_CHECKING:  # needs diffusers, which is asked only for the names that are its own
+    from .layer_map import Part
 
 Naming = Literal["comfy", "kohya", "diffusers"]
 
@@ -19,18 +26,30 @@ _MODEL = "diffusion_model."
 _TEXT_ENCODER = re.compile(r"text_encoders\.(\w+)\.transformer\.(.+)")
 
 
+#: From where to where, in parts of all rows.
+Span = tuple[Fraction, Fraction]
+
+
 @dataclass(frozen=True)
 class LayerKeys:
-    """The keys of one layer in a LoRA file."""
+    """The keys of one layer in a LoRA file, or of one of the modules that another program has in its place."""
 
     up: str
     down: str
     alpha: str | None  #: None where a file has none: the product of up and down counts as it is
+    spans: tuple[Span, ...] | None = None  #: its rows of the layer's; None: all
 
     @property
     def difference(self) -> str:
         """The key of a full difference, as ComfyUI's own loader reads it."""
         return f"{self.up.removesuffix('.lora_up.weight')}.diff"
+
+    def rows(self, up: Tensor) -> Tensor:
+        """Its rows of ``up (out, rank)``."""
+        if self.spans is None:
+            return up
+        out = up.shape[0]
+        return torch.cat([up[int(start * out) : int(stop * out)] for start, stop in self.spans])
 
 
 def family(layers: Collection[str]) -> str:
@@ -46,13 +65,13 @@ def family(layers: Collection[str]) -> str:
     return ""
 
 
-def layer_keys(layers: Iterable[str], naming: Naming, base: Collection[str]) -> dict[str, LayerKeys]:
-    """The keys of every layer.
+def layer_keys(layers: Iterable[str], naming: Naming, base: Collection[str]) -> dict[str, list[LayerKeys]]:
+    """The keys of every layer; several where diffusers has several modules for it.
 
     - "comfy": ComfyUI's own names, for every model it knows.
     - "kohya": sd-scripts' names, which most programs read. SD 1 and 2, SDXL, SD 3 and Flux.
-    - "diffusers": the layout in which diffusers saved attention processors, because it and ComfyUI's *Load LoRA* both
-      read it (that loader knows no others of diffusers' UNet). SD 1 and 2 and SDXL.
+    - "diffusers": its module paths. For UNets in the layout in which diffusers saved attention processors, because it
+      and ComfyUI's *Load LoRA* both read that (the loader knows no others of diffusers' UNet). The same models.
 
     Args:
         base: names of all layers of the base model.
@@ -62,13 +81,12 @@ def layer_keys(layers: Iterable[str], naming: Naming, base: Collection[str]) -> 
     if naming not in get_args(Naming):
         raise SettingsError(f"unknown naming {naming!r}; choose one of {list(get_args(Naming))}")
     kind = family(base)
-    if naming == "comfy":
-        return {name: _kohya_like(name) for name in layers}
-    if naming == "kohya":
-        model_path = _kohya_paths(kind, base)
-        return {name: _kohya_like(_kohya_text_encoder(name, kind) or model_path(name)) for name in layers}
-    paths = _diffusers_unet_paths(kind, base)
-    return {name: _diffusers_text_encoder(name) or _diffusers(paths, name) for name in layers}
+    if naming == "diffusers":
+        paths = _diffusers_parts(kind, base)
+        return {name: _diffusers_text_encoder(name) or _diffusers(kind, paths, name) for name in layers}
+    model_path = _kohya_paths(kind, base) if naming == "kohya" else str
+    text_encoder_path = _kohya_text_encoder if naming == "kohya" else lambda name, kind: None
+    return {name: [_kohya_like(text_encoder_path(name, kind) or model_path(name))] for name in layers}
 
 
 def _kohya_like(path: str) -> LayerKeys:
@@ -101,24 +119,56 @@ def _kohya_text_encoder(name: str, kind: str) -> str | None:
 
 # ----------------------------------------------------------------------------------------------------------- diffusers
 
+#: By family: diffusers' name for the class of the model.
+_CLASSES = {
+    "SD 1": "UNet2DConditionModel",
+    "SDXL": "UNet2DConditionModel",
+    "SD 3": "SD3Transformer2DModel",
+    "Flux": "FluxTransformer2DModel",
+}
 
-def _diffusers_unet_paths(kind: str, base: Collection[str]) -> dict[str, str]:
-    if kind not in ("SD 1", "SDXL"):
-        raise _unsupported("diffusers", "SD 1 and 2 and SDXL")
-    return unet_paths(base)
+
+def _diffusers_parts(kind: str, base: Collection[str]) -> dict[str, list[Part]]:
+    """diffusers' modules of the model's layers by our names, by its own converters of checkpoints."""
+    from .layer_map import parts_by_layer
+
+    if kind not in _CLASSES:
+        raise _unsupported("diffusers", "SD 1 and 2, SDXL, SD 3 and Flux")
+    model = [name for name in base if name.startswith(_MODEL)]
+    config: dict[str, object] = {}
+    if _CLASSES[kind] == "UNet2DConditionModel":
+        blocks = [match for name in model if (match := re.match(rf"{_MODEL}input_blocks\.(\d+)\.0(\.op)?", name))]
+        first_level = min((int(block[1]) - 1 for block in blocks if block[2]), default=max(int(b[1]) for b in blocks))
+        config["layers_per_block"] = first_level
+        config["addition_embed_type"] = "text_time" if kind == "SDXL" else None
+    return parts_by_layer(_CLASSES[kind], model, config)
 
 
-def _diffusers(paths: dict[str, str], name: str) -> LayerKeys:
-    path = f"unet.{_known(paths, name)}"
-    attention = re.fullmatch(r"(.+\.attn[12])\.(to_[qkv]|to_out)(?:\.0)?", path)
-    if attention:
-        path = f"{attention[1]}.processor.{attention[2]}_lora"
-    else:
-        path = f"{path}.lora"
+def unet_paths(base: Collection[str]) -> dict[str, str]:
+    """diffusers' module paths of a UNet's layers by our names."""
+    return {name: parts[0].module for name, parts in _diffusers_parts(family(base), base).items()}
+
+
+def _diffusers(kind: str, parts: Mapping[str, list[Part]], name: str) -> list[LayerKeys]:
+    if name not in parts:
+        raise _no_name(name)
+    if _CLASSES[kind] == "UNet2DConditionModel":
+        return [_unet_keys(part.module) for part in parts[name]]
+    return [
+        LayerKeys(
+            f"transformer.{part.module}.lora_B.weight", f"transformer.{part.module}.lora_A.weight", None, part.spans
+        )
+        for part in parts[name]
+    ]
+
+
+def _unet_keys(module: str) -> LayerKeys:
+    attention = re.fullmatch(r"(.+\.attn[12])\.(to_[qkv]|to_out)(?:\.0)?", module)
+    path = f"unet.{attention[1]}.processor.{attention[2]}_lora" if attention else f"unet.{module}.lora"
     return LayerKeys(f"{path}.up.weight", f"{path}.down.weight", None)
 
 
-def _diffusers_text_encoder(name: str) -> LayerKeys | None:
+def _diffusers_text_encoder(name: str) -> list[LayerKeys] | None:
     match = _TEXT_ENCODER.fullmatch(name)
     if not match:
         return None
@@ -126,30 +176,17 @@ def _diffusers_text_encoder(name: str) -> LayerKeys | None:
     if match[1] not in encoders:
         raise _unsupported("diffusers", "the text encoders clip_l, clip_h and clip_g", name)
     path = f"{encoders[match[1]]}.{match[2]}.lora_linear_layer"
-    return LayerKeys(f"{path}.up.weight", f"{path}.down.weight", None)
-
-
-def unet_paths(base: Collection[str]) -> dict[str, str]:
-    """diffusers' module paths of the UNet's layers by our names, by diffusers' own converter of checkpoints."""
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    # The converter moves entries from name to name; what an entry is does not matter to it.
-    model = [name for name in base if name.startswith(_MODEL)]
-    entries = {f"model.{name}.{kind}": name for kind in ("bias", "weight") for name in model}
-    blocks = [match for name in model if (match := re.match(rf"{_MODEL}input_blocks\.(\d+)\.0(\.op)?", name))]
-    first_level = min((int(block[1]) - 1 for block in blocks if block[2]), default=max(int(b[1]) for b in blocks))
-    config = {
-        "layers_per_block": first_level,
-        "addition_embed_type": "text_time" if family(base) == "SDXL" else None,
-    }
-    converted = convert_ldm_unet_checkpoint(entries, config)
-    return {name: path.removesuffix(".weight") for path, name in converted.items() if path.endswith(".weight")}
+    return [LayerKeys(f"{path}.up.weight", f"{path}.down.weight", None)]
 
 
 def _known(paths: dict[str, str], name: str) -> str:
     if name not in paths:
-        raise SettingsError(f"diffusers has no name for layer {name!r}; export with the naming 'comfy'")
+        raise _no_name(name)
     return paths[name]
+
+
+def _no_name(name: str) -> SettingsError:
+    return SettingsError(f"diffusers has no name for layer {name!r}; export with the naming 'comfy'")
 
 
 def _unsupported(naming: Naming, known: str, name: str = "") -> SettingsError:

@@ -30,9 +30,13 @@ def installed(tmp_path_factory) -> Path:
 
 def run(installed: Path, *command: str) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=installed, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True,
+        [str(part) for part in command],
+        cwd=installed,
+        env={"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

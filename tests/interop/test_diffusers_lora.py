@@ -8,12 +8,14 @@ import torch
 
 from soda_core import SodaAdapter, SodaLayer
 from soda_core.base_weight import BaseWeight
+from soda_core.interop.layer_map import LayerMap, joined
 from soda_core.interop.lora import export
 from soda_core.interop.lora_settings import LoraSettings
 from soda_core.interop.names import unet_paths
 from soda_core.kronecker import factor_sizes
+from testbed import checkpoints, diffusers_models
 
-from .conftest import random_rotation
+from ..core.conftest import random_rotation
 
 BLOCKS = {
     "block_out_channels": (32, 64), "layers_per_block": 2, "cross_attention_dim": 32, "norm_num_groups": 8,
@@ -98,3 +100,40 @@ def test_diffusers_loads_the_change(kind, naming) -> None:
         left_out = float((W - before[name] - delta).norm())
         assert left_out == pytest.approx(made.report.layers[name].left_out, rel=1e-3, abs=1e-5), name
         assert left_out < delta.norm()
+
+
+@pytest.mark.parametrize("preset", ["sd35-d2-dual", "flux-d1"])
+def test_fused_layers_are_split_for_diffusers(preset) -> None:
+    """Queries, keys and values are one layer here and three there; so are more in Flux's single blocks."""
+    tensors = checkpoints.build(preset, clip="none", seed=3)["unet"]
+    before = {
+        name.removeprefix("model.").removesuffix(".weight"): W.float()
+        for name, W in tensors.items()
+        if name.endswith(".weight")
+    }
+    kinds = ("qkv", "linear1", "linear2", "proj", "lin", "final_layer.adaLN_modulation.1")
+    model = diffusers_models.build(preset, tensors)
+    parts = LayerMap(model).parts
+    layers = {
+        name: SodaLayer(
+            "svd", [random_rotation(k, 0.2, seed=i) for k in factor_sizes(W.shape[1])], None, tuple(W.shape)
+        )
+        for i, (name, W) in enumerate(before.items())
+        if name.endswith(kinds) and W.ndim == 2 and name in parts
+    }
+    assert {len(parts[name]) for name in layers} == ({1, 3} if preset.startswith("sd3") else {1, 3, 4})
+    settings = LoraSettings("diffusers", dtype="float32", rank=16)
+    made = export(SodaAdapter(layers, {"title": "x"}), {n: BaseWeight(W) for n, W in before.items()}, settings)
+    assert 0.05 < made.report.error < 0.99
+    model.load_lora_adapter(dict(made.tensors), prefix="transformer")
+    model.fuse_lora()
+    modules = dict(model.named_modules())
+    for name in parts:
+        weights = {p.module: getattr(modules[p.module], "base_layer", modules[p.module]).weight for p in parts[name]}
+        W = joined(parts[name], weights).detach()
+        if name not in layers or not made.report.layers[name].rank:
+            assert torch.equal(W, before[name]), name
+            continue
+        left_out = float((W - before[name] - layers[name].delta(before[name])).norm())
+        assert left_out == pytest.approx(made.report.layers[name].left_out, rel=1e-3, abs=1e-5), name
+        assert left_out < made.report.layers[name].norm
