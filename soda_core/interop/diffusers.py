@@ -176,7 +176,15 @@ def _places(model: Any, soda: SodaAdapter) -> dict[str, list[Part]]:
             f"first is {missing[0]!r}; its layers have names like {list(layers.parts)[len(layers.parts) // 2]!r}. The "
             f"adapter was trained on {soda.trained_on}: load it into a pipeline of that model"
         )
-    for module in {part.module for parts in places.values() for part in parts}:
+    owners: dict[str, str] = {}
+    for name, parts in places.items():
+        for part in parts:
+            if owners.setdefault(part.module, name) != name:
+                raise BaseMismatchError(
+                    f"layers {owners[part.module]!r} and {name!r} of {soda.title} are both module {part.module!r}; "
+                    "keep one of them"
+                )
+    for module in owners:
         weight = _module(model, module).weight
         if weight.device.type == "meta" or not weight.is_floating_point():
             raise SettingsError(

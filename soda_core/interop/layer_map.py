@@ -14,12 +14,13 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 from torch import Tensor, nn
 
-from ..errors import BaseMismatchError, ShapeError
+from ..errors import BaseMismatchError, ShapeError, SodaError
 
 #: What the names of a UNet's checkpoint begin with, and those of ComfyUI's layers of any diffusion model.
 _CHECKPOINT, _COMFYUI = "model.diffusion_model.", "diffusion_model."
@@ -169,7 +170,14 @@ def _convert(kind: str, config: Any, names: Iterable[str]) -> dict[str, Rows]:
     converters: Any = SINGLE_FILE_LOADABLE_CLASSES
     convert = converters[kind]["checkpoint_mapping_fn"]
     checkpoint = _Checkpoint({_CHECKPOINT + name: Rows(name) for name in names})
-    return {name: rows for name, rows in convert(checkpoint=checkpoint, config=config).items() if rows}
+    try:
+        found = convert(checkpoint=checkpoint, config=config)
+    except NotImplementedError as error:
+        raise SodaError(
+            f"diffusers {diffusers.__version__} converts {kind} in a way this pack does not know ({error}); update the "
+            "pack, or install diffusers 0.42"
+        ) from error
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -244,9 +252,8 @@ def joined(parts: Iterable[Part], weights: Mapping[str, Tensor]) -> Tensor:
     rows.sort(key=lambda row: row[0])
     ends = [Fraction(0), *(stop for (_, stop), _ in rows)]
     if ends != [*(start for (start, _), _ in rows), Fraction(1)]:
-        raise ShapeError(
-            f"{[part.module for part in parts]} hold only some rows of a layer: {[span for span, _ in rows]}"
-        )
+        spans = ", ".join(f"{start} to {stop}" for (start, stop), _ in rows)
+        raise ShapeError(f"modules {[part.module for part in parts]} hold only some of a layer's rows: {spans} of 1")
     return rows[0][1] if len(rows) == 1 else torch.cat([weight for _, weight in rows])
 
 

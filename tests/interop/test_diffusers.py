@@ -6,20 +6,23 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
 from soda_core import SodaAdapter, SodaLayer, merge
-from soda_core.errors import BaseMismatchError, SettingsError
+from soda_core.errors import BaseMismatchError, SettingsError, ShapeError
 from soda_core.interop.diffusers import load, unload
-from soda_core.interop.layer_map import LayerMap
+from soda_core.interop.layer_map import LayerMap, Part, Rows, joined, separated
 from soda_core.spectrum_store import SpectrumStore
 from soda_core.training.settings import TrainSettings
 from testbed import checkpoints, demo_base, diffusers_models
+from testbed.checkpoints.diffusion import Flux, MMDiT
 from testbed.predictions import FAMILIES
 
 from ..core.conftest import random_rotation
@@ -96,6 +99,72 @@ def in_host(pair, adapter: SodaAdapter, tmp_path):
     """The adapter as the pack in the host reads it from its file."""
     adapter.save(tmp_path / "adapter.safetensors")
     return pair.core("adapter").SodaAdapter.load(tmp_path / "adapter.safetensors")
+
+
+#: Models as they are published, and what their checkpoints hold.
+PUBLISHED = {
+    "SD 1.5": (UNet2DConditionModel, {"cross_attention_dim": 768}, checkpoints.PRESETS["sd15-full"][1]),
+    "SDXL": (
+        UNet2DConditionModel,
+        {
+            "cross_attention_dim": 2048,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+            "use_linear_projection": True,
+            "attention_head_dim": (5, 10, 20),
+        },
+        checkpoints.PRESETS["sdxl-full"][1],
+    ),
+    "SD 3.5 medium": (
+        SD3Transformer2DModel,
+        {
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "qk_norm": "rms_norm",
+            "dual_attention_layers": tuple(range(13)),
+            "pos_embed_max_size": 16,
+        },
+        MMDiT(24, query_key_norm=True, positions=16, dual=13),
+    ),
+    "Flux": (FluxTransformer2DModel, {"guidance_embeds": True}, Flux(19, 38, heads=24)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_layer_of_a_published_model_is_found_whole(name) -> None:
+    kind, config, sizes = PUBLISHED[name]
+    with torch.device("meta"):
+        model = kind(**config)
+    weights = {module: layer.weight for module, layer in model.named_modules() if hasattr(layer, "weight")}
+    places = LayerMap(model).parts
+    found = {layer: tuple(joined(parts, weights).shape) for layer, parts in places.items()}
+    expected = {
+        f"diffusion_model.{key.removesuffix('.weight')}": shape
+        for key, shape in sizes.shapes().items()
+        if key.endswith(".weight") and len(shape) >= 2
+    }
+    assert found == expected
+
+
+def test_what_is_joined_is_separated_again() -> None:
+    halves = (Fraction(0), Fraction(1, 2)), (Fraction(1, 2), Fraction(1))
+    parts = [Part("a", (halves[1],)), Part("b", (halves[0],))]
+    weights = {"a": torch.ones(3, 2), "b": torch.zeros(3, 2)}
+    whole = joined(parts, weights)
+    assert whole[:3].eq(0).all() and whole[3:].eq(1).all()
+    assert all(torch.equal(part, weights[name]) for name, part in separated(parts, whole).items())
+    turned = [Part("a", (halves[1], halves[0]))]
+    assert torch.equal(joined(turned, {"a": whole}), torch.cat([whole[3:], whole[:3]]))
+    with pytest.raises(ShapeError, match="only some of a layer's rows: 1/2 to 1 of 1"):
+        joined(parts[:1], weights)
+    with pytest.raises(NotImplementedError, match=r"of a checkpoint's tensor cannot be followed"):
+        torch.flip(Rows("qkv"), (0,))
 
 
 # ---------------------------------------------------------------------------------------------------------------- tests
@@ -293,6 +362,9 @@ def test_errors_say_what_and_where(small) -> None:
         BaseMismatchError, match=r"mlp.fc2' was trained on a weight of shape \(384, 128\).*\(128, 512\)"
     ):
         load(model, renamed(adapter, old="x_block.attn.qkv", new="x_block.mlp.fc2"))
+    twice = {**adapter.layers, "transformer_blocks.0.attn.to_q": SodaLayer()}
+    with pytest.raises(BaseMismatchError, match="are both module 'transformer_blocks.0.attn.to_q'"):
+        load(model, replace(adapter, layers=twice))
     with pytest.raises(BaseMismatchError, match="text_encoders.clip_l"):
         load(model, renamed(adapter, old="diffusion_model.joint_blocks.0", new="text_encoders.clip_l"))
     with pytest.raises(BaseMismatchError, match=r"into Linear; expected a pipeline of SD 1.5"):
