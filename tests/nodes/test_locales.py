@@ -104,7 +104,9 @@ def test_help_is_found_at_the_first_request(server, node) -> None:
     """The front end asks for the user's language, and only then for the page without one."""
     for path, source in ((f"{node}/en.md", "en"), (f"{node}/zh.md", "zh"), (f"{node}.md", "en")):
         with urlopen(f"{server.url}/extensions/soda/docs/{path}") as answer:
-            assert answer.read().decode() == page(node, source), f"{path}: run demo/build_locales.py"
+            assert answer.read().decode() == page(node, source), (
+                f"{node}.md is a copy: edit {node}/en.md, then run demo/build_locales.py"
+            )
 
 
 def test_there_is_help_for_these_nodes_only() -> None:
