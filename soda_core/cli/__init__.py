@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"soda: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("soda: stopped; nothing was written", file=sys.stderr)
+        print("soda: stopped", file=sys.stderr)
         return 130
     print(json.dumps(answer.data, indent=2, sort_keys=True) if given.json else answer.text)
     return 0

@@ -115,6 +115,7 @@ def _exact(deltas: Iterable[tuple[str, Tensor]], keys: Keys, settings: LoraSetti
         (key,) = keys[name]
         tensors[key.difference] = stored
         layers[name] = LayerExport(min(delta.flatten(1).shape), float(delta.norm()), _distance(delta, stored))
+    progress(len(keys), len(keys))
     return tensors, layers, {}
 
 
@@ -175,6 +176,7 @@ def _low_rank(deltas: Iterable[tuple[str, Tensor]], keys: Keys, settings: LoraSe
                 if key.alpha is not None:
                     tensors[key.alpha] = torch.tensor(_ALPHA, dtype=settings.torch_dtype)
         layers[name] = LayerExport(rank, change.norm, left_out)
+    progress(2 * len(keys), 2 * len(keys))
     return tensors, layers, _outlook(changes, settings)
 
 

@@ -60,7 +60,8 @@ def family(layers: Collection[str]) -> str:
         return "SDXL" if any(name.startswith("label_emb.") for name in names) else "SD 1"
     if "joint_blocks" in first:
         return "SD 3"
-    if {"double_blocks", "single_blocks"} <= first and any(name.startswith("vector_in.") for name in names):
+    # relatives of Flux embed the text or the vector otherwise
+    if {"double_blocks", "single_blocks", "vector_in"} <= first and "txt_in" in names:
         return "Flux"
     return ""
 

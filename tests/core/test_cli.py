@@ -177,6 +177,15 @@ def test_overwrite_replaces(folder, capsys) -> None:
     assert SodaAdapter.load("fox.safetensors").title == "fox + ink"
 
 
+def test_progress_is_shown_on_a_terminal_alone_and_leaves_nothing(folder, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for command in (["check"], ["export", "-o", "x.safetensors"], ["export", "-o", "y.safetensors", "--exact"]):
+        arguments = (command[0], "fox.safetensors", "base.safetensors", *command[1:])
+        code, text, errors = soda(capsys, *arguments)
+        assert code == 0 and "[" in errors and "0/" in errors and errors.endswith("\r\033[K"), command
+        assert soda(capsys, *arguments, "--quiet", *(["--overwrite"] if "-o" in command else []))[1:] == (text, "")
+
+
 def test_every_command_explains_itself(capsys) -> None:
     for command in COMMANDS:
         with pytest.raises(SystemExit) as stopped:

@@ -298,7 +298,9 @@ def test_families_are_told_by_names() -> None:
     assert family(unet(*SDXL)) == "SDXL"
     assert family(["diffusion_model.joint_blocks.0.x_block.attn.qkv"]) == "SD 3"
     flux = [f"diffusion_model.{n}" for n in ("double_blocks.0.img_attn.qkv", "single_blocks.0.linear1")]
-    assert family([*flux, "diffusion_model.vector_in.in_layer"]) == "Flux" and family(flux) == ""
+    vector = "diffusion_model.vector_in.in_layer"
+    assert family([*flux, vector, "diffusion_model.txt_in"]) == "Flux"
+    assert family(flux) == family([*flux, vector, "diffusion_model.txt_in.input_embedder"]) == "", "no more than alike"
     assert family(["diffusion_model.layers.0.attention.qkv"]) == ""
 
 
