@@ -75,8 +75,8 @@ class ExportReport:
         ]
         if self.error > POOR_ABOVE:
             lines.append(
-                "careful: pictures may differ from the adapter's. A rotation turns a weight in every direction; compare, "
-                "or take a higher rank or the exact form"
+                "careful: pictures may differ from the adapter's. A rotation turns a weight in every direction; "
+                "compare, or take a higher rank or the exact form"
             )
         if self.missing:
             lines.append(
