@@ -24,7 +24,7 @@ EXPORT = {"naming": "comfy", "strength": 1.0, "mode": "linear", "dtype": "float1
 def trained(server) -> str:
     """Name of an adapter that was trained through the server."""
     before = set(server.soda.rglob("*.safetensors"))
-    server.queue(training_graph(filename_prefix="fox", shift_lr=0.05, rotation_lr=0.02).nodes)
+    server.queue(training_graph(server, filename_prefix="fox", shift_lr=0.05, rotation_lr=0.02).nodes)
     (file,) = set(server.soda.rglob("*.safetensors")) - before
     return file.name
 
