@@ -39,10 +39,10 @@ def widget(record: type, name: str, id: str | None = None, **host: Any) -> io.In
     """The input for a field of a record of settings.
 
     Args:
-        host: what only the host's widget knows.
+        host: what only the host's widget knows; ``options`` makes it a combo of names that change.
     """
     default, setting = getattr(record, name), settings_of(record)[name]
-    kind = io.Combo if setting.choices else _WIDGETS[type(default)]
+    kind = io.Combo if setting.choices or "options" in host else _WIDGETS[type(default)]
     limits = {
         "options": list(setting.choices) or None,
         "min": setting.minimum,

@@ -60,11 +60,7 @@ class SodaLoadAdapter(io.ComfyNode):
         """A retrained file of the same name is read again."""
         if not isinstance(adapter_name, str):  # it comes through a link, which the host watches itself
             return ""
-        try:
-            stat = folders.adapter_path(adapter_name).stat()
-        except (OSError, ValueError):
-            return adapter_name
-        return f"{adapter_name} {stat.st_mtime_ns} {stat.st_size}"
+        return folders.version_of(adapter_name)
 
     @classmethod
     def execute(

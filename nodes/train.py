@@ -7,9 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..soda_core.host import folders
 from ..soda_core.host.apply import apply_adapter
 from ..soda_core.host.server import progress_text
-from ..soda_core.host.training import RunOptions, TrainingData, train_in_graph
+from ..soda_core.host.training import RunOptions, TrainingData, states, train_in_graph
 from ..soda_core.report.loss_curve import loss_curve
 from ..soda_core.report.theme import to_image_tensor
 from ..soda_core.training.setting import settings_of
@@ -88,6 +89,9 @@ class SodaTrain(io.ComfyNode):
                 io.Vae.Input(
                     "vae", optional=True, tooltip="Decodes previews in full quality; without it they are rough."
                 ),
+                # optional, so that prompts made before there were these still run
+                widget(RunOptions, "state_minutes", optional=True),
+                widget(RunOptions, "continue_from", optional=True, options=states.choices()),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             outputs=[
@@ -100,6 +104,16 @@ class SodaTrain(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, continue_from=None) -> bool:
+        """A node may still hold a run that is finished and no longer offered: only training from it is an error."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, continue_from=None, **_: object) -> str:
+        """An adapter to start from may have been trained anew. (A run that goes on is the same run.)"""
+        return folders.version_of(continue_from[0]) if continue_from and isinstance(continue_from[0], str) else ""
+
+    @classmethod
     def execute(cls, model, **inputs: list[Any]) -> io.NodeOutput:
         values = {name: value if name in _LIST_INPUTS else value[0] for name, value in inputs.items() if value}
         values = {name: value for name, value in values.items() if value is not None and value != [None]}
@@ -109,7 +123,7 @@ class SodaTrain(io.ComfyNode):
             filename_prefix=values.pop("filename_prefix"),
             graph=graph_metadata(cls.hidden),
             show=progress_text(cls.hidden.unique_id),
-            **{n: values.pop(n) for n in settings_of(RunOptions)},
+            **{n: values.pop(n) for n in settings_of(RunOptions) if n in values},
         )
         result = train_in_graph(model[0], data, TrainSettings(**values), options)
         patched, _ = apply_adapter(model[0], None, result.adapter)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import SettingsError
@@ -28,16 +28,64 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(unfinished, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        _sync_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Raise now the ``OSError`` that :func:`replacing` would raise later of a name or folder that takes no file."""
+def check_writable(path: Path, data: bytes = b"") -> None:
+    """Raise now the ``OSError`` that writing ``data`` to ``path`` would raise later: of its name, its folder, its size.
+
+    Nothing stays but the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished(path)
-    unfinished.touch()
-    unfinished.unlink()
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def numbered(folder: Path, name: Callable[[int], str], number: int) -> Iterator[Path]:
+    """The first path from ``number`` on that is free, to write a new file to.
+
+    The file system decides who has a number, so that other processes, which do the same at the same time, leave it
+    alone: a claim beside the path is created exclusively and stays until the file is there.
+
+    Args:
+        folder: exists.
+        name: of the file with a number.
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    while True:
+        path = folder / name(number)
+        claim = path.with_name(f".{path.name}.claim.partial")
+        number += 1
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:  # another process writes this one, or died of it
+            continue
+        try:
+            if not os.path.lexists(path):
+                yield path
+                return
+        finally:
+            claim.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that a file's new name, too, outlives a power cut; as far as the system can."""
+    with suppress(OSError):  # Windows opens no folders
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def _unfinished(path: Path) -> Path:
@@ -48,8 +96,9 @@ def check_prefix(prefix: str) -> str:
     """A file name prefix, possibly with a sub-folder (``people/anna``), that stays inside its folder.
 
     Raises:
-        SettingsError: it is empty, absolute, or leaves the folder.
+        SettingsError: it is empty, absolute, leaves the folder, or is no text that a file can hold.
     """
+    check_text("file name prefix", prefix)
     clean = prefix.strip().replace("\\", "/")
     parts = PurePosixPath(clean).parts
     absolute = PurePosixPath(clean).is_absolute() or bool(PureWindowsPath(clean).drive)
@@ -59,3 +108,16 @@ def check_prefix(prefix: str) -> str:
             "an absolute path"
         )
     return clean
+
+
+def check_text(name: str, text: str) -> None:
+    """
+    Raises:
+        SettingsError: a text holds half a character (a lone surrogate), which no file can hold.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"{name} {text!r} holds half a character at place {error.start + 1}, which no file can hold; type it anew"
+        ) from error

@@ -105,7 +105,7 @@ def describe(patcher: Any, with_hash: bool) -> dict[str, Any]:
     }
     path = _checkpoint_path(patcher)
     if path is not None:
-        info["name"] = os.path.basename(path)
+        info["name"] = os.path.basename(path).encode(errors="replace").decode()  # a name on disk may be no text
         if with_hash:
             info["hash"] = _file_sha256(path)
     return info

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
 from PIL import Image
 
-from .. import fileformat
+from .. import fileformat, files
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
 from ..files import check_prefix
@@ -43,17 +45,22 @@ def adapter_path(name: str) -> Path:
     return Path(path)
 
 
+def version_of(name: str) -> str:
+    """Another text once a listed adapter's file is another; of other names, themselves."""
+    try:
+        stat = adapter_path(name).stat()
+    except (OSError, ValueError):
+        return name
+    return f"{name} {stat.st_mtime_ns} {stat.st_size}"
+
+
 def load_adapter(name: str) -> SodaAdapter:
     return SodaAdapter.load(adapter_path(name))
 
 
-def save_adapter(adapter: SodaAdapter, prefix: str, anywhere: bool = False) -> str:
-    """Save under the first soda folder as ``<prefix>_00001_.safetensors``, counting up; returns the listed name.
-
-    Args:
-        anywhere: in the next soda folder where that one cannot take it: what was trained must not be lost.
-    """
-    return _save(FOLDER, prefix, adapter.save, anywhere)
+def save_adapter(adapter: SodaAdapter, prefix: str) -> str:
+    """Save under the first soda folder as ``<prefix>_00001_.safetensors``, counting up; returns the listed name."""
+    return _save(FOLDER, prefix, adapter.save)
 
 
 def save_lora(export: Export, prefix: str) -> str:
@@ -61,34 +68,58 @@ def save_lora(export: Export, prefix: str) -> str:
     return _save(LORAS, prefix, export.save)
 
 
-def _save(kind: str, prefix: str, write: Callable[[str], object], anywhere: bool = False) -> str:
-    """Let ``write`` make the next file of ``prefix`` in the first folder of a kind."""
-    prefix = check_prefix(prefix)
-    roots = folder_paths.get_folder_paths(kind)[: None if anywhere else 1]
-    for root in roots:
+@dataclass(frozen=True)
+class Kept:
+    """Where an adapter is that must not be lost."""
+
+    name: str  #: as listed; outside the soda folders its whole path
+    warning: str = ""  #: what a user must know of that place
+
+
+def keep_adapter(adapter: SodaAdapter, prefix: str) -> Kept:
+    """:func:`save_adapter` in the first soda folder that takes it, where none does in the host's temporary folder.
+
+    Raises:
+        SodaError: not even there.
+    """
+    for root in folder_paths.get_folder_paths(FOLDER):
         try:
-            folder, file_name, subfolder = _next_file(prefix, root)
-            write(os.path.join(folder, file_name))
-            break
+            return Kept(_save(FOLDER, prefix, adapter.save, root))
         except SodaError as error:
-            if root == roots[-1]:
-                raise
-            logging.warning("SODA: %s; trying the next %s folder", error, kind)
-    listed = os.path.join(subfolder, file_name)
+            logging.warning("SODA: %s; trying the next folder", error)
+    with _next_file(prefix, folder_paths.get_temp_directory()) as (path, _):
+        adapter.save(path)
+    return Kept(str(path), f"no soda folder takes the adapter; it is {path}, where ComfyUI clears up: move it")
+
+
+def check_writable(prefix: str, suffixes: Iterable[str] = ("",), adapter: SodaAdapter | None = None) -> None:
+    """Raise now what saving as ``prefix`` with any of the suffixes would raise later.
+
+    Args:
+        adapter: as it will be saved, but for its values; without one only names and the folder are tried.
+    Raises:
+        SodaError: of the name, the folder, the adapter's metadata, or for want of space.
+    """
+    data = b"" if adapter is None else fileformat.to_bytes(adapter.layers, adapter.metadata)
+    longest = max(suffixes, key=len)
+    with _next_file(f"{check_prefix(prefix)}{longest}", folder_paths.get_folder_paths(FOLDER)[0]) as (path, _):
+        files.check_writable(path, data)
+
+
+def _save(kind: str, prefix: str, write: Callable[[Path], object], root: str | None = None) -> str:
+    """Let ``write`` make the next file of ``prefix``, under a folder of a kind or the first one."""
+    with _next_file(prefix, root or folder_paths.get_folder_paths(kind)[0]) as (path, listed):
+        write(path)
     folder_paths.filename_list_cache.pop(kind, None)  # a new file must be in the list at once
     logging.info("SODA: saved %s", listed)
     announce_saved(listed)
     return listed
 
 
-def check_writable(prefix: str) -> None:
-    """Raise now what saving under ``prefix`` would raise after the training."""
-    folder, file_name, _ = _next_file(check_prefix(prefix), folder_paths.get_folder_paths(FOLDER)[0])
-    fileformat.check_writable(os.path.join(folder, file_name))
-
-
-def _next_file(prefix: str, root: str) -> tuple[str, str, str]:
-    """Folder, made if need be, and name of the next file of ``prefix``, and its sub-folder under ``root``."""
+@contextmanager
+def _next_file(prefix: str, root: str) -> Iterator[tuple[Path, str]]:
+    """The next file of ``prefix``, held against other processes, and its name in the list of ``root``."""
+    prefix = check_prefix(prefix)
     try:
         os.makedirs(root, exist_ok=True)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
@@ -96,7 +127,20 @@ def _next_file(prefix: str, root: str) -> tuple[str, str, str]:
         raise SodaError(
             f"cannot create the folder for {prefix!r}: {error.strerror or error}; make the model folder writable"
         ) from error
-    return folder, f"{name}_{counter:05}_{EXTENSION}", subfolder
+    claimed = files.numbered(Path(folder), lambda number: f"{name}_{number:05}_{EXTENSION}", counter)
+    with _written(prefix), claimed as path:
+        yield path, os.path.join(subfolder, path.name)
+
+
+@contextmanager
+def _written(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SodaError(
+            f"cannot write {name!r}: {error.strerror or error}; free some space, make the folder writable or choose "
+            "another name"
+        ) from error
 
 
 def save_preview(picture: Image.Image, prefix: str, step: int) -> None:

@@ -81,58 +81,182 @@ def generator_for(seed: int, step: int, part: int = 0) -> torch.Generator:
 def train(
     trainable: Trainable, settings: TrainSettings, batch_loss: BatchLoss, on_step: OnStep, progress: Progress
 ) -> None:
-    """Run the settings' steps; parameters are always those of the last completed, finite step.
+    """Run all of the settings' steps; see :class:`TrainingLoop`.
 
     Args:
-        batch_loss: draws a micro-batch with the given generator and returns its losses, attached to the graph.
-        on_step: called after every step; may raise (a cancel), which leaves the parameters usable.
         progress: filled in as the run goes on, so that a caller has it after an exception too.
-    Raises:
-        TrainingError: the loss became NaN or infinite, or grew out of all proportion; the parameters are put back to
-            the last good step.
     """
-    optimizers = trainable.optimizers()
-    base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    parameters = [p for p in trainable.parameters() if p.requires_grad]
-    good = trainable.snapshot()
-    smoothed: float | None = None
-    reference = 0.0
-    while progress.step < settings.steps:
-        step = progress.step
+    TrainingLoop(trainable, settings, progress).run(batch_loss, on_step)
+
+
+class TrainingLoop:
+    """The steps of a training, which may stop after any of them and go on from there in another process.
+
+    Parameters are always those of the last completed, finite step.
+
+    Args:
+        progress: of a run that starts; filled in as it goes on.
+    """
+
+    def __init__(self, trainable: Trainable, settings: TrainSettings, progress: Progress) -> None:
+        self.trainable, self.settings, self.progress = trainable, settings, progress
+        self._optimizers = trainable.optimizers()
+        self._base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
+        self._parameters = [p for p in trainable.parameters() if p.requires_grad]
+        self._good = trainable.snapshot()  # before the last step, whose result is known to be good at the next
+        self._watch = _Watch()
+        self._whole = True  # parameters and optimisers are at one step
+
+    def run(self, batch_loss: BatchLoss, on_step: OnStep) -> None:
+        """Take the steps that are left.
+
+        Args:
+            batch_loss: draws a micro-batch with the given generator and returns its losses, attached to the graph.
+            on_step: called after every step; may raise (a cancel), which leaves the parameters usable.
+        Raises:
+            TrainingError: the loss became NaN or infinite, or grew out of all proportion; the parameters are put back
+                to the last good step.
+        """
+        while self.progress.step < self.settings.steps:
+            self._step(batch_loss)
+            on_step(self.progress)
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
+            self._go_back(self.progress.step - 1)
+            raise TrainingError("training diverged in its last step; the step before is kept. Lower the learning rates")
+
+    def _step(self, batch_loss: BatchLoss) -> None:
+        step, settings = self.progress.step, self.settings
         factor = settings.lr_factor(step)
-        for optimizer, lrs in zip(optimizers, base_lrs, strict=True):
+        for optimizer, lrs in zip(self._optimizers, self._base_lrs, strict=True):
+            optimizer.zero_grad(set_to_none=True)
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr * factor
         total = 0.0
         for part in range(settings.accumulation):
-            trainable.begin_step()
+            self.trainable.begin_step()
             losses = batch_loss(generator_for(settings.seed, step, part))
             if losses.objective.requires_grad:
                 (losses.objective / settings.accumulation).backward()
             total += float(losses.denoising) / settings.accumulation
         if step == 0:
-            _check_reached(trainable)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip or math.inf))
-        smoothed = total if smoothed is None else 0.9 * smoothed + 0.1 * total
-        reason = _diverged(total, norm, smoothed, reference if step >= _REFERENCE_STEPS else math.inf)
-        if reason:
-            trainable.restore(good)
-            progress.step = max(step - 1, 0)
+            _check_reached(self.trainable)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, settings.gradient_clip or math.inf))
+        if reason := self._watch.diverged(total, norm):
+            self._go_back(max(step - 1, 0))
             raise TrainingError(_advice(step, reason, settings))
-        if step < _REFERENCE_STEPS:
-            reference = max(reference, total)
-        good = trainable.snapshot()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.losses.append(total)
-        progress.learning_rates.append(factor)
-        on_step(progress)
-    if not all(bool(torch.isfinite(p).all()) for p in parameters):
-        trainable.restore(good)
-        progress.step -= 1
-        raise TrainingError("training diverged in its last step; the step before is kept. Lower the learning rates")
+        good = self.trainable.snapshot()
+        self._whole = False
+        try:
+            for optimizer in self._optimizers:
+                optimizer.step()
+        except BaseException:
+            self.trainable.restore(good)
+            raise
+        self._good = good
+        self.progress.step += 1
+        self.progress.losses.append(total)
+        self.progress.learning_rates.append(factor)
+        self._whole = True
+
+    def _go_back(self, step: int) -> None:
+        self._whole = False
+        self.trainable.restore(self._good)
+        self.progress.step = step
+
+    # ----------------------------------------------------------------------------------------------- stop and go on
+
+    def state(self) -> dict[str, Tensor] | None:
+        """Copies of all that the next step depends on, but for settings and data; None within a step's update, and
+        once the run has diverged.
+
+        ``parameter.<i>``, before the last step ``previous.<i>``, ``optimizer.<i>.<parameter>.<name>``, and per step
+        ``losses`` and ``learning_rates``.
+        """
+        if not self._whole:
+            return None
+        series = {"losses": self.progress.losses, "learning_rates": self.progress.learning_rates}
+        tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in series.items()}
+        tensors |= {f"parameter.{i}": p for i, p in enumerate(self.trainable.snapshot())}
+        tensors |= {f"previous.{i}": p for i, p in enumerate(self._good)}
+        for i, optimizer in enumerate(self._optimizers):
+            for parameter, values in optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    tensors[f"optimizer.{i}.{parameter}.{name}"] = torch.as_tensor(value)
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a :meth:`state` as if the run had never stopped; before the first step.
+
+        Raises:
+            TrainingError: it is not that of a loop with these parameters.
+        """
+        now = self.trainable.snapshot()
+        self._good = _like(now, tensors, "previous")
+        self.trainable.restore(_like(now, tensors, "parameter"))
+        for i, optimizer in enumerate(self._optimizers):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": _optimizer_state(tensors, f"optimizer.{i}.")})
+        self.progress.losses[:] = _take(tensors, "losses").tolist()
+        self.progress.learning_rates[:] = _take(tensors, "learning_rates").tolist()
+        self.progress.step = len(self.progress.losses)
+        for loss in self.progress.losses:
+            self._watch.add(loss)
+
+
+def _take(tensors: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in tensors:
+        raise TrainingError(f"the state of the run is not whole: {key!r} is missing")
+    return tensors[key]
+
+
+def _like(parameters: list[Tensor], tensors: Mapping[str, Tensor], part: str) -> list[Tensor]:
+    """The parameters that a state holds as ``<part>.<i>``, on the device of those at hand."""
+    found = [_take(tensors, f"{part}.{i}") for i in range(len(parameters))]
+    for i, (p, saved) in enumerate(zip(parameters, found, strict=True)):
+        if saved.shape != p.shape or not bool(torch.isfinite(saved).all()):
+            raise TrainingError(
+                f"the state of the run does not fit: {part}.{i} should hold finite values of shape {tuple(p.shape)}, "
+                f"and is of shape {tuple(saved.shape)}"
+            )
+    return [saved.to(p) for p, saved in zip(parameters, found, strict=True)]
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor | int]]:
+    """As ``Optimizer.load_state_dict`` takes it; a whole number is one again."""
+    state: dict[int, dict[str, Tensor | int]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            parameter, name = key.removeprefix(prefix).split(".", 1)
+            value = int(tensor) if tensor.dtype == torch.int64 else tensor.clone()
+            state.setdefault(int(parameter), {})[name] = value
+    return state
+
+
+class _Watch:
+    """Tells when a run cannot go on. It depends on the losses so far alone."""
+
+    def __init__(self) -> None:
+        self._smoothed: float | None = None
+        self._reference, self._seen = 0.0, 0
+
+    def add(self, loss: float) -> None:
+        """The loss of the next step."""
+        self._smoothed = loss if self._smoothed is None else 0.9 * self._smoothed + 0.1 * loss
+        if self._seen < _REFERENCE_STEPS:
+            self._reference = max(self._reference, loss)
+        self._seen += 1
+
+    def diverged(self, loss: float, gradient_norm: float) -> str:
+        """Take in a step's loss; why the run cannot go on, or ''."""
+        self.add(loss)
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(gradient_norm):
+            return f"the gradient norm is {gradient_norm}"
+        smoothed = self._smoothed or 0.0
+        if self._seen > _REFERENCE_STEPS and smoothed > DIVERGED_AT * self._reference:
+            times = smoothed / self._reference if self._reference else math.inf
+            return f"the loss rose to {smoothed:.3g}, {times:.0f} times that of the first steps"
+        return ""
 
 
 def _check_reached(trainable: Trainable) -> None:
@@ -147,17 +271,6 @@ def _check_reached(trainable: Trainable) -> None:
     if missed:
         logging.warning("SODA: the loss does not depend on %d of %d adapted layers, the first is %s; they stay as they "
                         "are", len(missed), total, missed[0])  # fmt: skip
-
-
-def _diverged(loss: float, gradient_norm: float, smoothed: float, reference: float) -> str:
-    """Why the run cannot go on, or ''."""
-    if not math.isfinite(loss):
-        return f"the loss is {loss}"
-    if not math.isfinite(gradient_norm):
-        return f"the gradient norm is {gradient_norm}"
-    if smoothed > DIVERGED_AT * reference:
-        return f"the loss rose to {smoothed:.3g}, {smoothed / reference:.0f} times that of the first steps"
-    return ""
 
 
 def _advice(step: int, reason: str, settings: TrainSettings) -> str:

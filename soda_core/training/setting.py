@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import SettingsError
+from ..files import check_text
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Setting:
     advanced: bool = False
 
     def check(self, name: str, value: Any) -> None:
+        if isinstance(value, str):
+            check_text(name, value)
         if self.choices and value not in self.choices:
             raise SettingsError(f"{name} must be one of {list(self.choices)}, got {value!r}")
         if self.minimum is not None and not (math.isfinite(value) and value >= self.minimum):

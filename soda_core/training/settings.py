@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from .. import kronecker
@@ -266,6 +266,19 @@ class TrainSettings:
         if self.factor_sizes and in_features in self.factor_sizes:
             return tuple(self.factor_sizes[in_features])
         return kronecker.factor_sizes(in_features, self.factor_preset, self.factor_count)
+
+    @classmethod
+    def from_metadata(cls, values: Mapping[str, Any]) -> TrainSettings:
+        """From :meth:`as_metadata`, also by way of JSON, which has no numbers as keys and no tuples.
+
+        Raises:
+            SettingsError: there is a setting that this version does not know.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise SettingsError(f"unknown setting {unknown[0]!r}: it is of another version of the pack; update it")
+        sizes = values.get("factor_sizes")
+        return cls(**{**values, "factor_sizes": sizes and {int(n): tuple(s) for n, s in sizes.items()}})
 
     def as_metadata(self) -> dict[str, Any]:
         """For JSON; ``factor_sizes`` only where they were given."""

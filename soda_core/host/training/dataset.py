@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +89,51 @@ class Examples:
             return cls(pictures)
         return cls(pictures, _buckets(model, device, data.class_latents, data.class_positive, None, "class_"))
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of the data, by the inputs they came through: equal where they give the same training."""
+
+        def of(pictures: Buckets, part: Callable[[Example], Any]) -> str:
+            return _fingerprint([part(example) for group in pictures.groups for example in group])
+
+        found = {
+            "latents": of(self.pictures, lambda example: example.latent),
+            "positive": of(self.pictures, lambda example: example.conds),
+            "base_positive": of(self.pictures, lambda example: example.base_conds),
+        }
+        if self.class_pictures is not None:
+            found["class_latents"] = of(self.class_pictures, lambda example: example.latent)
+            found["class_positive"] = of(self.class_pictures, lambda example: example.conds)
+        return found
+
     def batch_shape(self, batch_size: int) -> tuple[int, ...]:
         """Of the latents in a batch of the largest pictures."""
         (largest,) = self.pictures.largest(1)
         return (batch_size, *largest.latent.shape[1:])
+
+
+def _fingerprint(value: Any) -> str:
+    """Of tensors and plain values in lists, dictionaries and the host's COND objects."""
+    digest = hashlib.blake2b(digest_size=8)
+
+    def add(value: Any) -> None:
+        digest.update(type(value).__name__.encode())
+        if isinstance(value, Tensor):
+            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            for key in sorted(value):
+                digest.update(str(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+        elif hasattr(value, "cond"):
+            add(value.cond)
+        elif isinstance(value, (str, int, float, bool)):
+            digest.update(repr(value).encode())
+
+    add(value)
+    return digest.hexdigest()
 
 
 def _buckets(

@@ -64,12 +64,12 @@ class Objective:
             objective = objective + settings.prior_weight * pull * self._denoising(prior, kind)[1]
         return Losses(objective, loss)
 
-    def predict_once(self) -> None:
-        """One prediction without gradients: what a model computes once and keeps is there afterwards."""
+    def base_prediction(self) -> Tensor:
+        """One and the same of the base model; what a model computes once and keeps is there afterwards."""
         (example,) = self.examples.pictures.largest(1)
-        drawn = self._noised([example], torch.Generator())
-        with torch.no_grad():
-            self.session.denoise(drawn.noise, drawn.sigma, [example.conds])
+        drawn = self._noised([example], torch.Generator().manual_seed(0))
+        with torch.no_grad(), self.trainable.disabled():
+            return self.session.denoise(drawn.noise, drawn.sigma, [example.conds])
 
     @property
     def _sampling(self) -> Any:

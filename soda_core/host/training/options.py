@@ -10,6 +10,9 @@ from typing import Literal, get_args
 from ...training.loop import OnStep
 from ...training.setting import check_settings, setting
 
+#: Of ``continue_from``: start from the base model.
+NOTHING = "(none)"
+
 TrainingDtype = Literal["auto", "bf16", "fp32", "model"]
 
 
@@ -69,6 +72,25 @@ class RunOptions:
     preview_steps: int = field(
         default=20,
         metadata=setting("Sampling steps of a preview; 20 shows enough.", minimum=1, maximum=1000, advanced=True),
+    )
+    state_minutes: float = field(
+        default=5.0,
+        metadata=setting(
+            "Every so many minutes, and when it stops, the run is written down so that it can be continued exactly, "
+            "also after a crash; 5 costs nothing that shows. 0 = never.",
+            minimum=0.0,
+            maximum=1440.0,
+            step=0.5,
+            advanced=True,
+        ),
+    )
+    continue_from: str = field(
+        default=NOTHING,
+        metadata=setting(
+            "Go on with a run that was stopped or crashed, exactly as if it had not been: same settings (steps may "
+            "grow), pictures and model. An adapter instead is where a new run starts, with its layers and sizes. "
+            "(none), the default: start from the base model."
+        ),
     )
     graph: dict[str, str] = field(default_factory=dict)
     show: Callable[[str], None] = lambda text: None

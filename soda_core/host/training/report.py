@@ -21,11 +21,12 @@ class Report:
 
     Args:
         steps: of the whole run.
+        done: of them before this report.
         show: takes the line of text for the node.
     """
 
-    def __init__(self, steps: int, show: Callable[[str], None]) -> None:
-        self.steps, self.show = steps, show
+    def __init__(self, steps: int, done: int, show: Callable[[str], None]) -> None:
+        self.steps, self.done, self.show = steps, done, show
         self.bar = ProgressBar(steps)
         self._started = self._logged = self._shown = time.monotonic()
 
@@ -33,13 +34,13 @@ class Report:
         """In words, not more often than anybody can read."""
         step, total, now = progress.step, self.steps, time.monotonic()
         recent = progress.losses[-_RECENT:]
-        loss, rate = sum(recent) / len(recent), step / (now - self._started)
-        if now - self._shown > _SHOW_EVERY or step in (1, total):
+        loss, rate = sum(recent) / len(recent), (step - self.done) / (now - self._started)
+        if now - self._shown > _SHOW_EVERY or step in (self.done + 1, total):
             self._shown = now
             self.show(
                 f"step {step}/{total}   loss {loss:.4f}   {rate:.2f} steps/s   {_duration((total - step) / rate)} left"
             )
-        if now - self._logged > _LOG_EVERY or step in (1, total):
+        if now - self._logged > _LOG_EVERY or step in (self.done + 1, total):
             self._logged = now
             logging.info("SODA: step %d/%d, loss %.4f, %.2f steps/s", step, total, loss, rate)
 

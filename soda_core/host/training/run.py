@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as mm
+import torch
 
 from ...adapter import SodaAdapter
-from ...errors import SodaError, TrainingError
-from ...training.loop import Progress, train
+from ...base_check import relative_error
+from ...errors import SettingsError, SodaError, TrainingError
+from ...training.loop import Progress, TrainingLoop
 from ...training.memory import needs
 from ...training.settings import TrainSettings
+from ...training.state import RunState
 from ...training.trainable import TrainableAdapter
 from .. import folders
 from . import metadata, preview
@@ -24,6 +27,7 @@ from .objective import Objective
 from .options import RunOptions
 from .report import Report
 from .session import TrainingSession
+from .states import Start
 
 _OUT_OF_MEMORY = (
     "the device ran out of memory; turn on gradient_checkpointing, lower batch_size (and raise accumulation instead), "
@@ -31,24 +35,29 @@ _OUT_OF_MEMORY = (
 )
 
 
+#: Of the base model's prediction, between two starts on one machine: rounding of a GPU is far below, a LoRA above.
+_SAME_PREDICTION = 0.01
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     adapter: SodaAdapter
     losses: list[float]
     learning_rates: list[float]
-    saved_name: str
+    saved_name: str  #: as listed; where no soda folder took it its whole path, or nothing
+    warning: str = ""  #: what a user must know of where it is saved
 
 
 def train_in_graph(patcher: Any, data: TrainingData, settings: TrainSettings, options: RunOptions) -> TrainingResult:
     """Train an adapter for ``patcher``'s model and save it.
 
     The input model, the host's flags and the global random state are as found afterwards, also after an error or a
-    cancel; then the adapter so far is saved as ``<prefix>-interrupted``.
+    cancel; then the adapter so far is saved as ``<prefix>-interrupted``, and the run can be continued.
 
     Raises:
         SettingsError, TrainingError: with what to change. Cancel raises the host's own exception.
     """
-    folders.check_writable(options.filename_prefix)
+    folders.check_writable(options.filename_prefix, _suffixes(settings, options))
     with (
         TrainingSession.open(patcher, settings, options.dtype, options.gradient_checkpointing) as session,
         _told(),
@@ -57,7 +66,7 @@ def train_in_graph(patcher: Any, data: TrainingData, settings: TrainSettings, op
 
 
 class Run:
-    """One training: ready for its first step once it is made.
+    """One training: ready for its next step once it is made, and everything tried that can fail at its end.
 
     Args:
         session: the copy to train in.
@@ -67,28 +76,56 @@ class Run:
     def __init__(self, session: TrainingSession, data: TrainingData, options: RunOptions) -> None:
         self.session, self.data, self.options = session, data, options
         self.settings = session.settings
-        self.progress = Progress()
+        self.start = Start.chosen(options)
         self.examples = Examples.of(data, session.model, session.device)
-        self.metadata = metadata.describe(
-            session, self.examples.pictures, options.filename_prefix, options.trigger_phrase, options.graph
+        self.conditions = {
+            "training_dtype": session.dtype,
+            "base model": session.fingerprint(),
+            **self.examples.fingerprints(),
+        }
+        if self.start.state is not None:
+            self.start.state.check(self.settings, self.conditions)
+        self.metadata = (
+            metadata.describe(
+                session, self.examples.pictures, options.filename_prefix, options.trigger_phrase, options.graph
+            )
+            | self.start.origin()
         )
-        spectra = session.spectra(options.show)
-        self.trainable = TrainableAdapter(session.shapes, self.settings, spectra, session.device)
+        self.trainable = self._trainable()
+        self.progress = Progress()
+        self.loop = TrainingLoop(self.trainable, self.settings, self.progress)
         self.objective = Objective(session, self.trainable, self.examples)
         self._load()
         session.attach(self.trainable)
+        self.prediction = self.objective.base_prediction().float().cpu()
+        if self.start.state is not None:
+            self._resume(self.start.state)
         self._announce()
+        folders.check_writable(options.filename_prefix, _suffixes(self.settings, options), self.adapter())
 
     def train(self) -> TrainingResult:
         """All steps; whatever ends them, what was trained is saved."""
         with _told(self._rescue):
-            self._report = Report(self.settings.steps, self.options.show)
-            if self.options.preview_every:
+            self._report = Report(self.settings.steps, self.progress.step, self.options.show)
+            if self.options.preview_every and not self.progress.step:
                 self._preview()
-            train(self.trainable, self.settings, self.objective.batch_loss, self._after_step, self.progress)
+            self.loop.run(self.objective.batch_loss, self._after_step)
+            return self._finish()
+
+    def _finish(self) -> TrainingResult:
         adapter = self.adapter()
-        saved_name = folders.save_adapter(adapter, self.options.filename_prefix, anywhere=True)
-        return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, saved_name)
+        try:
+            kept = folders.keep_adapter(adapter, self.options.filename_prefix)
+        except Exception as error:  # whatever it is: the adapter is there, and somebody waited for it
+            text = f"the adapter could not be saved ({error}); it is in the graph alone, for Save SODA Adapter"
+            kept = folders.Kept("", text)
+        if kept.warning:
+            self._keep_state()
+            logging.warning("SODA: %s", kept.warning)
+            self.options.show(kept.warning)
+        else:
+            self.start.file.discard()
+        return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, kept.name, kept.warning)
 
     def adapter(self) -> SodaAdapter:
         """What is trained so far."""
@@ -99,6 +136,34 @@ class Run:
         largest = self.objective.largest()
         return needs(self.trainable, lambda: self.objective.losses(*largest))
 
+    def _trainable(self) -> TrainableAdapter:
+        session, adapter = self.session, self.start.adapter
+        arguments = session.shapes, self.settings, session.spectra(self.options.show), session.device
+        return TrainableAdapter(*arguments) if adapter is None else TrainableAdapter.from_adapter(adapter, *arguments)
+
+    def _resume(self, state: RunState) -> None:
+        """
+        Raises:
+            SettingsError: something in front of the model has changed. TrainingError: the state does not fit.
+        """
+        expected = state.tensors.get("base_prediction", torch.zeros(()))
+        if (off := relative_error(self.prediction, expected)) > _SAME_PREDICTION:
+            raise SettingsError(
+                f"the run cannot be continued: the MODEL's predictions are off by {off:.0%} from what they were; put "
+                "back the LoRAs and patches in front of it, and its VAE and checkpoint"
+            )
+        self.loop.resume(state.tensors)
+        logging.info("SODA: continuing at step %d of %d", self.progress.step, self.settings.steps)
+        self.options.show(f"continuing at step {self.progress.step} of {self.settings.steps}")
+
+    def _keep_state(self) -> bool:
+        """Write down what it takes to go on from here; whether that went well."""
+        tensors = self.loop.state()
+        if tensors is None:
+            return False
+        tensors["base_prediction"] = self.prediction
+        return self.start.file.write(RunState(self.settings, self.conditions, tensors, self.start.origin()))
+
     def _load(self) -> None:
         self.session.load(self.examples.batch_shape(self.settings.batch_size))
 
@@ -108,7 +173,6 @@ class Run:
         shift = 0 if self.trainable.shifts is None else self.trainable.shifts.numel()
         logging.info("SODA: %s trained parameters (%s rotation, %s shift) in %d layers",
                      *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(self.trainable.layers))  # fmt: skip
-        self.objective.predict_once()
         try:
             parts = self.memory()
         except Exception as error:  # a model that decides by values, say; training itself does not mind
@@ -126,6 +190,8 @@ class Run:
     def _after_step(self, progress: Progress) -> None:
         step, options = progress.step, self.options
         self._report.step(progress)
+        if self.start.file.due():
+            self._keep_state()
         if options.save_every and step % options.save_every == 0 and step < self.settings.steps:
             try:
                 folders.save_adapter(self.adapter(), f"{options.filename_prefix}-step{step:05}")
@@ -151,17 +217,27 @@ class Run:
         self._report.bar.show(step, picture)
 
     def _rescue(self) -> str:
-        """Save the adapter so far; says where, to end an error with."""
+        """Save the state and the adapter so far; says where, to end an error with."""
         step = self.progress.step
         if not step:
             return ""
         try:
-            name = folders.save_adapter(self.adapter(), f"{self.options.filename_prefix}-interrupted", anywhere=True)
+            goes_on = self._keep_state()
+            kept = folders.keep_adapter(self.adapter(), f"{self.options.filename_prefix}-interrupted")
         except Exception as second:
             logging.error("SODA: the adapter of step %d could not be saved: %s", step, second)
             return f" (the adapter of step {step} could not be saved: {second})"
-        logging.warning("SODA: stopped, the adapter of step %d is saved as %s", step, name)
-        return f" (the adapter of step {step} is saved as {name})"
+        logging.warning("SODA: stopped, the adapter of step %d is saved as %s", step, kept.name)
+        if kept.warning:
+            logging.warning("SODA: %s", kept.warning)
+        if goes_on:
+            logging.info("SODA: continue_from = %r goes on from there", self.start.file.choice)
+        return f" (the adapter of step {step} is saved as {kept.name})"
+
+
+def _suffixes(settings: TrainSettings, options: RunOptions) -> list[str]:
+    """What is put behind the prefix in names of files that a run may save."""
+    return ["", "-interrupted", *([f"-step{settings.steps:05}"] if options.save_every else [])]
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,13 @@ class TrainingSession:
             progress.advance()
             spectra[name] = store().get(BaseWeight(weight, self.device), self.settings.decomposition, bases)
         return spectra
+
+    def fingerprint(self) -> str:
+        """Of the untouched weights to train."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, weight in self.weights.items():
+            digest.update(f"{name} {BaseWeight(weight).fingerprint}".encode())
+        return digest.hexdigest()
 
     def load(self, batch_shape: Sequence[int]) -> None:
         """The model on its device, with room for a step; again after something else may have moved it off.
