@@ -6,6 +6,8 @@ import math
 import os
 import stat
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,16 +232,33 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere; see test_full_disk"
-)
-def test_a_read_only_folder_is_an_error_that_says_so(tmp_path, adapter) -> None:
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+#: Run in the folder of "fox.safetensors"; by nobody where root runs the tests, because root may write anywhere.
+SAVE_READ_ONLY = """
+import os
+from soda_core import SodaAdapter, SodaError
+adapter = SodaAdapter.load("fox.safetensors")
+adapter.save("fox.safetensors")  # imports what it needs, from where nobody may read
+os.chmod(".", 0o555)
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+try:
+    adapter.save("x.safetensors")
+except SodaError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such permissions")
+def test_a_read_only_folder_is_an_error_that_says_so(saved) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(DATA.parents[1])}
     try:
-        with pytest.raises(SodaError, match=r"cannot write 'x\.safetensors'.*writable"):
-            adapter[1].save(tmp_path / "x.safetensors")
+        said = subprocess.run(
+            [sys.executable, "-c", SAVE_READ_ONLY], cwd=saved.parent, env=environment, text=True, capture_output=True
+        )
+        assert said.stderr == "" and "cannot write 'x.safetensors'" in said.stdout and "writable" in said.stdout
+        assert [p.name for p in saved.parent.iterdir()] == [saved.name]
     finally:
-        tmp_path.chmod(stat.S_IRWXU)
+        saved.parent.chmod(stat.S_IRWXU)
 
 
 def test_full_disk_leaves_the_old_file_and_no_rest(saved, adapter, monkeypatch) -> None:

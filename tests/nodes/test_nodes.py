@@ -46,6 +46,9 @@ def test_the_widget_order_is_frozen(server) -> None:
         "retraction", "seed", "training_dtype", "gradient_checkpointing", "save_every", "preview_every",
         "preview_steps", "shift_knots",
     ]  # fmt: skip
+    assert list(server.object_info()["SODATrain"]["input"]["optional"]) == [
+        "base_positive", "class_latents", "class_positive", "negative", "vae", "state_minutes", "continue_from",
+    ]  # fmt: skip
 
 
 def test_every_setting_is_an_input_with_what_it_says_of_itself(server) -> None:

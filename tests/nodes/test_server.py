@@ -192,6 +192,56 @@ def test_cancel_over_http_keeps_a_loadable_file(server) -> None:
     assert plain.picture
 
 
+def offered(server) -> list[str]:
+    """What ``continue_from`` lists."""
+    return server.object_info(refresh=True)["SODATrain"]["input"]["optional"]["continue_from"][1]["options"]
+
+
+def test_a_cancelled_training_is_continued_from_the_list_and_then_gone_from_it(server) -> None:
+    settings = {"filename_prefix": "resumed", "seed": 41, "steps": 40}
+    prompt = server.submit(training_graph(server, **settings, preview_every=1, preview_steps=1).nodes)
+    deadline = time.monotonic() + 120
+    while len(list((server.base / "output" / "soda-previews").glob("resumed-step*.png"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    server.interrupt()
+    with pytest.raises(PromptInterrupted):
+        server.wait(prompt, 60)
+    (choice,) = (name for name in offered(server) if name.startswith("unfinished: resumed "))
+    other = training_graph(server, **{**settings, "seed": 42}, continue_from=choice)
+    fails(server, other, "another one: seed .was 41, is 42.", "SODATrain")
+    told: list[tuple[int, int]] = []
+    g = training_graph(server, **settings, continue_from=choice)
+    g.picture = sampling(g, (g.train, 1), "1")
+    entry = server.queue(g.nodes, lambda node, value, total: told.append((value, total)) if node == g.train else None)
+    steps = [value for value, total in told if total == 40]
+    assert min(steps) > 1 and max(steps) == 40
+    assert choice not in offered(server)
+    # the node still holds the run that is gone, and its result: another picture trains nothing
+    g.nodes[g.picture]["inputs"]["images"] = [
+        g.add("ImageInvert", image=tuple(g.nodes[g.picture]["inputs"]["images"])),
+        0,
+    ]
+    assert server.images(server.queue(g.nodes), g.picture) and server.images(entry, g.picture)
+    assert len(list(server.soda.glob("resumed_*"))) == 1
+    g.nodes[g.train]["inputs"]["steps"] = 41
+    fails(server, g, "continue_from: .*is gone", "SODATrain")
+    whole = training_graph(server, **{**settings, "filename_prefix": "unbroken"})
+    server.queue(whole.nodes)
+    (continued,), (unbroken,) = server.soda.glob("resumed_*"), server.soda.glob("unbroken_*")
+    tensors, expected = load_file(continued), load_file(unbroken)
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], expected[k]) for k in expected)
+
+
+def test_an_adapter_is_offered_to_start_from(server, trained) -> None:
+    assert trained["subject"] in offered(server) and offered(server)[0] == "(none)"
+    g = training_graph(server, filename_prefix="further", seed=43, continue_from=trained["subject"])
+    server.queue(g.nodes)
+    (file,) = server.soda.glob("further_*")
+    with safe_open(file, "pt") as opened:
+        assert '"started_from"' in opened.metadata()["soda"]
+
+
 def training_graph_with_picture(server, **settings) -> Graph:
     g = training_graph(server, **settings)
     g.picture = sampling(g, (g.train, 1), "1")
