@@ -11,6 +11,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import SettingsError
 
+#: In the place of a random number, in the name of a file that only claims another's.
+_CLAIM = "0" * 8
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -64,7 +67,7 @@ def numbered(folder: Path, name: Callable[[int], str], number: int) -> Iterator[
     """
     while True:
         path = folder / name(number)
-        claim = path.with_name(f".{path.name}.claim.partial")
+        claim = _beside(path, _CLAIM)
         number += 1
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -89,7 +92,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    return _beside(path, uuid.uuid4().hex[:8])
+
+
+def _beside(path: Path, tag: str) -> Path:
+    return path.with_name(f".{path.name}.{tag}.partial")
 
 
 def check_prefix(prefix: str) -> str:

@@ -81,7 +81,7 @@ class TestNumbered:
     def test_an_error_gives_the_number_back_and_a_dead_process_only_costs_it(self, tmp_path) -> None:
         with pytest.raises(RuntimeError), numbered(tmp_path, self.name, 1):
             raise RuntimeError
-        (tmp_path / ".x_1.txt.claim.partial").touch()
+        (tmp_path / ".x_1.txt.00000000.partial").touch()
         assert self.write(tmp_path) == "x_2.txt"
 
 

@@ -126,7 +126,7 @@ def test_an_adapter_is_where_a_new_run_starts(host, model) -> None:
 
 def test_states_are_written_by_the_clock_and_ten_are_kept(host, tmp_path, monkeypatch) -> None:
     states, settings = host.core("host.training.states"), host.core("training.settings").TrainSettings()
-    monkeypatch.setattr(states, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(states, "folder", lambda: tmp_path)
     state = host.core("training.state").RunState(settings, {}, {"losses": torch.zeros(3)}, {})
     now = 0.0
     monkeypatch.setattr(states.time, "monotonic", lambda: now)

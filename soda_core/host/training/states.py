@@ -105,14 +105,15 @@ class Start:
         return {} if self.state is None else dict(self.state.notes)
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Of the states, in the user's private one."""
     return Path(folder_paths.get_system_user_directory("soda_states"))
 
 
 def _paths() -> list[Path]:
     """Of all states, the newest first."""
     found = []
-    for path in _folder().glob("*.safetensors"):
+    for path in folder().glob("*.safetensors"):
         try:
             found.append((path.stat().st_mtime_ns, path))
         except OSError:  # another process has just finished that run
@@ -123,4 +124,4 @@ def _paths() -> list[Path]:
 def _new_path(prefix: str) -> Path:
     """Named after the run and its start; unlike any other."""
     name = re.sub(r"[^\w.-]", "_", check_prefix(prefix).rsplit("/", 1)[-1])[:40]
-    return _folder() / f"{name} {time.strftime('%Y-%m-%d %H.%M.%S')} {uuid.uuid4().hex[:4]}.safetensors"
+    return folder() / f"{name} {time.strftime('%Y-%m-%d %H.%M.%S')} {uuid.uuid4().hex[:4]}.safetensors"
