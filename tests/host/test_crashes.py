@@ -56,6 +56,7 @@ class Worker:
             said = json.loads(line)
             if key in said:
                 return said[key]
+            assert "ended" not in said, f"the job ended with {said} before {key}: {self.log.read_text()[-3000:]}"
             if keep is not None:
                 keep.append(said)
         raise AssertionError(f"the worker has died: {self.log.read_text()[-3000:]}")

@@ -207,6 +207,8 @@ def main() -> None:
         arguments = json.loads(line)
         if not (pid := os.fork()):
             code = 1
+            # makes torch's own pool anew; threads of autograd that find the parent's at the same time would abort
+            torch.set_num_threads(1)
             try:
                 JOBS[arguments.pop("job")](host, say, **arguments)
                 code = 0
