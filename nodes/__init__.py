@@ -3,7 +3,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..soda_core.host import folders
+from ..soda_core.host import folders, leftovers
 from .export import SodaExportLora
 from .inspect import SodaInspectAdapter
 from .load import SodaApplyAdapter, SodaLoadAdapter
@@ -25,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
 class SodaExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
+        leftovers.sweep_all()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

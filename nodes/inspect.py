@@ -6,6 +6,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..soda_core.host.apply import check_base
+from ..soda_core.host.progress import ProgressBar
 from ..soda_core.report.base_check import summary, table
 from ..soda_core.report.inspection import metadata_text, picture
 from .common import CATEGORY, SodaAdapterType
@@ -40,7 +41,7 @@ class SodaInspectAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter, model=None) -> io.NodeOutput:
-        image = picture(adapter)
+        image = picture(adapter, ProgressBar(len(adapter.layers)).advance)
         text = metadata_text(adapter)
         if model is not None:
             report = check_base(model, adapter)

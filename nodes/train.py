@@ -13,7 +13,7 @@ from ..soda_core.host.server import progress_text
 from ..soda_core.host.training import RunOptions, TrainingData, states, train_in_graph
 from ..soda_core.report.loss_curve import loss_curve
 from ..soda_core.report.theme import to_image_tensor
-from ..soda_core.training.setting import settings_of
+from ..soda_core.training.setting import check_settings, settings_of
 from ..soda_core.training.settings import TrainSettings
 from .common import CATEGORY, LossMapType, adapter_output, filename_prefix, graph_metadata, widget
 
@@ -125,7 +125,10 @@ class SodaTrain(io.ComfyNode):
             show=progress_text(cls.hidden.unique_id),
             **{n: values.pop(n) for n in settings_of(RunOptions) if n in values},
         )
-        result = train_in_graph(model[0], data, TrainSettings(**values), options)
+        settings = TrainSettings(**values)
+        for record in (settings, options):
+            check_settings(record, offered=True)
+        result = train_in_graph(model[0], data, settings, options)
         patched, _ = apply_adapter(model[0], None, result.adapter)
         rates = result.learning_rates if len(set(result.learning_rates)) > 1 else None
         curve = to_image_tensor(loss_curve(result.losses, title=result.adapter.title, learning_rates=rates))

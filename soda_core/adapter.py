@@ -14,6 +14,7 @@ from . import fileformat
 from .base_weight import BaseWeight
 from .errors import BaseMismatchError
 from .layer import AdaptedLayer, StrengthMode
+from .text import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,17 +72,22 @@ class SodaAdapter:
         return str(self.metadata.get("title") or "unnamed adapter")
 
     @property
+    def label(self) -> str:
+        """The title for a log or an error: one line, whatever a file says."""
+        return printable(self.title)
+
+    @property
     def base_model(self) -> Mapping[str, Any]:
         """What is known of the model it was trained on, see ``metadata``; may be empty."""
         return self.metadata.get("base_model") or {}
 
     @property
     def trained_on(self) -> str:
-        """The base model as a user knows it: "photo.safetensors (SD1.5, float16)"."""
+        """The base model for a log or an error: "photo.safetensors (SD1.5, float16)"."""
         base = self.base_model
         kind = ", ".join(str(base[key]) for key in ("family", "dtype") if base.get(key))
         name = base.get("name") or "a base model without a name"
-        return f"{name} ({kind})" if kind else str(name)
+        return printable(f"{name} ({kind})" if kind else str(name))
 
     def identity(self) -> str:
         """SHA-256 (hex) of the tensors."""

@@ -111,13 +111,18 @@ class BaseReport:
     @property
     def doubtful(self) -> bool:
         """Whether a user should hear of it. Without a shift only the distance tells; fp8 copies are off by 3 %."""
-        return self.spectral_error > WARN_ABOVE or self.base_distance > DISTANT_ABOVE
+        return not (self.spectral_error <= WARN_ABOVE and self.base_distance <= DISTANT_ABOVE)  # NaN is worth a word
 
     @property
     def refused(self) -> bool:
         """Whether the adapter should not be used on this base."""
-        return self.spectral_error > REFUSE_ABOVE
+        return not self.spectral_error <= REFUSE_ABOVE  # NaN is refused
 
     def worst(self) -> list[tuple[str, BaseCheck]]:
         """Layers and their checks, the largest spectral error first."""
-        return sorted(self.layers.items(), key=lambda item: -item[1].spectral_error)
+
+        def size(item: tuple[str, BaseCheck]) -> float:
+            error = item[1].spectral_error
+            return math.inf if math.isnan(error) else error
+
+        return sorted(self.layers.items(), key=size, reverse=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .base_check import BaseCheck
 from .base_weight import BaseWeight
+from .errors import BaseMismatchError
 from .fileformat import layer_hash
 from .layer import AdaptedLayer, StrengthMode
 
@@ -38,7 +39,11 @@ class DeltaCache:
     def get(
         self, layer: AdaptedLayer, weight: BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear"
     ) -> tuple[Tensor, BaseCheck | None]:
-        """The change of a weight, on the CPU in the weight's dtype (bfloat16 for fp8), and the layer's base check."""
+        """The change of a weight, on the CPU in the weight's dtype (bfloat16 for fp8), and the layer's base check.
+
+        Raises:
+            BaseMismatchError: the change does not fit into that dtype, or the weight is not finite.
+        """
         key = f"{layer_hash(layer)} {mode} {strength} {weight.fingerprint}"
         if key in self._known:
             self._known.move_to_end(key)
@@ -49,6 +54,8 @@ class DeltaCache:
         check = layer.check_base(weight)
         dtype = weight.stored.dtype if weight.stored.dtype in _KEPT_DTYPES else torch.bfloat16
         delta = layer.delta(weight, strength, mode).to("cpu", dtype)
+        if not bool(torch.isfinite(delta).all()):
+            raise BaseMismatchError(f"its change of the base model's weight is NaN or infinite in {dtype}")
         self._known[key] = weakref.ref(delta), check
         while len(self._known) > self.size:
             self._known.popitem(last=False)

@@ -8,8 +8,14 @@ Tensors of a layer (``<layer>`` is the base model's module path, e.g. ``diffusio
 - ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0 (the key is older than that name);
 - a delta merge holds the same once per term: ``<layer>.soda_term_0_factor_0`` …
 
-Metadata: ``soda`` = sorted JSON ``{format_version, layers, metadata}``; beside it the flat ``modelspec.*``, ``ss_*``
-and ``sshs_*`` keys that model managers read, all derived from it. Files never hold folder paths.
+Metadata: ``soda`` = sorted JSON ``{digest, format_version, layers, metadata}``; beside it the flat ``modelspec.*``,
+``ss_*`` and ``sshs_*`` keys that model managers read, all derived from it. Files never hold folder paths.
+
+A file is hostile until shown otherwise: :mod:`.schema` checks the JSON before a tensor is touched, tensors are float32
+of just the sizes it names, finite and on their manifold, and ``digest`` covers all that decides the result. Limits: 64
+MiB in front of the tensors, of which 16 MiB are the JSON; 20,000 layers and 100,000 tensors; in a layer 64 terms, each
+of up to 16 factors of 2 to 16,384 rows that rotate up to 2^20 inputs; strengths within ±1,000; 64 KiB of text in a
+value. Whatever is read ends in an adapter or in a ``FileFormatError`` that names file and key.
 """
 
 from __future__ import annotations
@@ -17,6 +23,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,14 +33,13 @@ import safetensors
 import torch
 from torch import Tensor
 
-from . import files, tensor_file
-from .base_check import SKETCH_SHAPE, Sketches
+from . import files, schema, tensor_file
+from .base_check import Sketches
 from .errors import FileFormatError, SodaError
 from .layer import AdaptedLayer, SodaLayer, SodaSum
+from .schema import FORMAT_VERSION, Document, LayerSpec, TermSpec
 from .tensor_file import manager_keys, tensor_hash
-
-FORMAT_VERSION = 1
-HEADER_LIMIT = 100 * 1024 * 1024
+from .text import printable
 
 #: Metadata that is stored as a flat key of its own, not inside the JSON: the host's front end looks for these names
 #: when a file is dropped on the graph.
@@ -46,7 +53,7 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], meta
     """Write an adapter atomically: the file is complete, or it is not there.
 
     Raises:
-        FileFormatError: tensors that no reader would accept (NaN, off the manifold), or nothing to write.
+        FileFormatError: what no reader would accept (NaN, off the manifold, text without end), or nothing to write.
         SodaError: the disk is full or the folder cannot be written.
     """
     tensor_file.write(path, *_content(layers, metadata))
@@ -79,17 +86,43 @@ def _content(
     for name in sorted(layers):
         layers[name].validate(name)
         spec[name] = _flatten(name, layers[name], tensors)
-    plain = {k: v for k, v in metadata.items() if k not in GRAPH_KEYS}
-    document = {"format_version": FORMAT_VERSION, "layers": spec, "metadata": plain}
-    try:
-        header = {"soda": json.dumps(document, sort_keys=True, allow_nan=False)}
-    except (TypeError, ValueError) as error:
-        raise FileFormatError(f"the adapter's metadata is not plain JSON: {error}") from error
-    header |= {key: str(metadata[key]) for key in GRAPH_KEYS if metadata.get(key)}
+    digest = tensor_hash(tensors)
+    header = {"soda": _json(spec, content_hash(spec, digest), metadata), **_graphs(metadata)}
     parameters = json.dumps({"parameters": sum(layer.num_parameters for layer in layers.values())}, sort_keys=True)
     network = {"ss_network_module": "soda", "ss_network_args": parameters}
-    header |= manager_keys(plain, tensor_hash(tensors), "soda", network)
+    header |= manager_keys(metadata, digest, "soda", network)
     return tensors, header
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raise now the ``FileFormatError`` that :func:`write` would raise later of an adapter's metadata."""
+    nothing = SodaLayer(shape=(1, 1))
+    _json({"x": LayerSpec.of(nothing).as_json()}, "0" * 64, metadata)
+    _graphs(metadata)
+
+
+def _json(spec: Mapping[str, Any], digest: str, metadata: Mapping[str, Any]) -> str:
+    """The JSON of a file, checked as a reader will check it."""
+    plain = {k: v for k, v in metadata.items() if k not in GRAPH_KEYS}
+    document = {"digest": digest, "format_version": FORMAT_VERSION, "layers": spec, "metadata": plain}
+    try:
+        text = json.dumps(document, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"the adapter's metadata is not plain JSON: {error}") from error
+    try:
+        Document.parse(text)
+    except FileFormatError as error:
+        raise FileFormatError(f"the adapter cannot be saved: {error}") from error
+    return text
+
+
+def _graphs(metadata: Mapping[str, Any]) -> dict[str, str]:
+    return {key: schema.check_text(metadata[key], key, schema.GRAPH) for key in GRAPH_KEYS if metadata.get(key)}
+
+
+def content_hash(spec: Mapping[str, Any], tensors: str) -> str:
+    """SHA-256 (hex) over all that decides the result: the JSON of the layers, and the tensors by their hash."""
+    return hashlib.sha256(f"{json.dumps(spec, sort_keys=True)} {tensors}".encode()).hexdigest()
 
 
 def identity(layers: Mapping[str, AdaptedLayer]) -> str:
@@ -103,43 +136,30 @@ def identity(layers: Mapping[str, AdaptedLayer]) -> str:
 def layer_hash(layer: AdaptedLayer) -> str:
     """SHA-256 (hex) of what decides a layer's change: its tensors, its decomposition, its terms' strengths."""
     tensors: dict[str, Tensor] = {}
-    described = json.dumps(_flatten("", layer, tensors), sort_keys=True)
-    return hashlib.sha256(f"{described} {tensor_hash(tensors)}".encode()).hexdigest()
+    described = _flatten("", layer, tensors)
+    return content_hash(described, tensor_hash(tensors))
 
 
 def _flatten(name: str, layer: AdaptedLayer, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Add a layer's tensors to ``tensors``; return its part of the JSON."""
-    if layer.single is not None:
-        return _flatten_single(f"{name}.soda_", layer.single, tensors)
-    return {
-        "terms": [
-            {"strength": strength, **_flatten_single(f"{name}.soda_term_{i}_", term, tensors)}
-            for i, (strength, term) in enumerate(layer.terms)
-        ]
-    }
+    spec = LayerSpec.of(layer)
+    for prefix, (_, term) in zip(spec.prefixes(name), layer.terms, strict=True):
+        for part, tensor in _parts(term).items():
+            stored = tensor.detach().to("cpu", torch.float32)
+            tensors[prefix + part] = stored.clone(memory_format=torch.contiguous_format)
+    return spec.as_json()
 
 
-def _flatten_single(prefix: str, layer: SodaLayer, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    def put(part: str, tensor: Tensor) -> None:
-        tensors[prefix + part] = tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
-
-    for i, R in enumerate(layer.factors):
-        put(f"factor_{i}", R)
+def _parts(layer: SodaLayer) -> dict[str, Tensor]:
+    """A layer's tensors by the last part of their keys, as in :meth:`.schema.TermSpec.tensors`."""
+    parts = {f"factor_{i}": R for i, R in enumerate(layer.factors)}
     if layer.shift is not None:
-        put("shift", layer.shift)
+        parts["shift"] = layer.shift
     if layer.knots is not None:
-        put("knots", layer.knots)
+        parts["knots"] = layer.knots
     if layer.sketches is not None:
-        put("probe", torch.stack([layer.sketches.spectral, layer.sketches.base]))
-    described = {
-        "decomposition": layer.decomposition,
-        "factors": [R.shape[-1] for R in layer.factors],
-        "shift": None if layer.shift is None else layer.shift.numel(),
-        "shape": None if layer.shape is None else list(layer.shape),
-        "probe": layer.sketches is not None,
-    }
-    # absent where there are none: files without knots are what they were before there were any
-    return described if layer.knots is None else {**described, "knots": layer.knots.numel()}
+        parts["probe"] = torch.stack([layer.sketches.spectral, layer.sketches.base])
+    return parts
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -153,41 +173,54 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, AdaptedLayer], dict[st
     """
     path = Path(path)
     try:
+        _check_file(path)
         with safetensors.safe_open(os.fspath(path), framework="pt") as file:
             header = dict(file.metadata() or {})
             keys = list(file.keys())
             document = _document(header, keys)
-            tensors = {key: file.get_tensor(key) for key in keys}
-        layers = _layers(document["layers"], tensors)
-        _check_hash(header, tensors)
+            _check_tensors(document.tensors(), keys, file)
+            # copies: what is only mapped kills the process once the file is overwritten and shorter
+            tensors = {key: _finite(key, file.get_tensor(key).clone()) for key in keys}
+        layers = {name: _layer(name, spec, tensors) for name, spec in document.layers.items()}
+        _check_hashes(header, document, tensors)
     except FileFormatError as error:
-        raise FileFormatError(f"{path.name}: {error}") from error
-    except OSError as error:
-        raise FileFormatError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+        raise FileFormatError(f"{printable(path.name)}: {error}") from error
+    except (OSError, ValueError) as error:  # (a name with a null byte is a ValueError)
+        reason = getattr(error, "strerror", None) or error
+        raise FileFormatError(f"{printable(path.name)}: cannot be read: {reason}") from error
     except safetensors.SafetensorError as error:
         raise FileFormatError(
-            f"{path.name}: is not a complete safetensors file ({error}); download or save it again"
+            f"{printable(path.name)}: is not a complete safetensors file ({printable(str(error))}); download or save "
+            "it again"
         ) from error
-    metadata = dict(document.get("metadata") or {})
+    metadata = dict(document.metadata)
     metadata |= {key: header[key] for key in GRAPH_KEYS if key in header}
     return layers, metadata
 
 
-def _document(header: Mapping[str, str], keys: list[str]) -> dict[str, Any]:
+def _check_file(path: Path) -> None:
+    """A plain file (opening a pipe would wait for ever) whose header is no larger than ours ever are."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileFormatError("is not a file")
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) > schema.HEADER:
+        raise FileFormatError(
+            f"is not a SODA adapter, or not a complete one: {size:,} bytes are said to stand in front of its tensors, "
+            f"at most {schema.HEADER:,} are allowed"
+        )
+
+
+def _document(header: Mapping[str, str], keys: list[str]) -> Document:
     if "soda" not in header:
         raise FileFormatError(f"is not a SODA adapter: its metadata has no 'soda' entry{_what_else(keys)}")
     try:
-        document = json.loads(header["soda"])
-        version = document["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"its 'soda' metadata is damaged ({type(error).__name__}: {error})") from error
-    if version != FORMAT_VERSION:
-        raise FileFormatError(
-            f"has format version {version!r}, this pack reads version {FORMAT_VERSION}; update the pack"
-        )
-    if not isinstance(document.get("layers"), dict) or not document["layers"]:
-        raise FileFormatError("lists no layers in its 'soda' metadata")
-    return document  # type: ignore[no-any-return]
+        document = Document.parse(header["soda"])
+        for key in GRAPH_KEYS:
+            schema.check_text(header.get(key, ""), key, schema.GRAPH)
+    except FileFormatError as error:
+        raise FileFormatError(f"its metadata is not valid: {error}") from error
+    return document
 
 
 def _what_else(keys: list[str]) -> str:
@@ -198,62 +231,63 @@ def _what_else(keys: list[str]) -> str:
     return f"; its first key is {keys[0]!r}" if keys else "; it is empty"
 
 
-def _layers(spec: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, AdaptedLayer]:
-    unused = set(tensors)
-    layers: dict[str, AdaptedLayer] = {}
-    for name, entry in spec.items():
-        layer: AdaptedLayer
-        try:
-            if "terms" in entry:
-                terms = [
-                    (float(term["strength"]), _single(f"{name}.soda_term_{i}_", term, tensors, unused))
-                    for i, term in enumerate(entry["terms"])
-                ]
-                layer = SodaSum(tuple(terms))
-            else:
-                layer = _single(f"{name}.soda_", entry, tensors, unused)
-        except (KeyError, TypeError, AttributeError) as error:
+def _check_tensors(expected: Mapping[str, tuple[int, ...]], keys: list[str], file: safetensors.safe_open) -> None:
+    """Raise unless the file holds just these tensors; reads none."""
+    if missing := expected.keys() - set(keys):
+        key = min(missing)
+        raise FileFormatError(f"tensor {key!r} of shape {expected[key]} is missing")
+    if unlisted := set(keys) - expected.keys():
+        raise FileFormatError(
+            f"holds {len(unlisted)} tensors its metadata does not list, the first is {min(unlisted)!r}"
+        )
+    for key, shape in expected.items():
+        stored = file.get_slice(key)
+        if tuple(stored.get_shape()) != shape or stored.get_dtype() != "F32":
             raise FileFormatError(
-                f"the 'soda' metadata of layer {name!r} is damaged ({type(error).__name__}: {error})"
-            ) from error
-        layer.validate(name)
-        layers[name] = layer
-    if unused:
-        raise FileFormatError(f"holds {len(unused)} tensors its metadata does not list, the first is {min(unused)!r}")
-    return layers
-
-
-def _single(prefix: str, entry: Mapping[str, Any], tensors: dict[str, Tensor], unused: set[str]) -> SodaLayer:
-    def take(part: str, *shape: int) -> Tensor:
-        key = prefix + part
-        if key not in tensors:
-            raise FileFormatError(f"tensor {key!r} of shape {shape} is missing")
-        tensor = tensors[key]
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-            raise FileFormatError(
-                f"tensor {key!r} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}, expected {shape} and "
-                "torch.float32"
+                f"tensor {key!r} has shape {tuple(stored.get_shape())} and dtype {stored.get_dtype()}, expected "
+                f"{shape} and F32"
             )
-        if not bool(torch.isfinite(tensor).all()):
-            raise FileFormatError(f"tensor {key!r} holds NaN or infinite values")
-        unused.discard(key)
-        return tensor
 
-    sketches = take("probe", 2, *SKETCH_SHAPE) if entry["probe"] else None
+
+def _finite(key: str, tensor: Tensor) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise FileFormatError(f"tensor {key!r} holds NaN or infinite values")
+    return tensor
+
+
+def _layer(name: str, spec: LayerSpec, tensors: Mapping[str, Tensor]) -> AdaptedLayer:
+    terms = [
+        (strength, _single(prefix, term, tensors))
+        for prefix, (strength, term) in zip(spec.prefixes(name), spec.terms, strict=True)
+    ]
+    layer = SodaSum(tuple(terms)) if spec.is_sum else terms[0][1]
+    layer.validate(name)
+    return layer
+
+
+def _single(prefix: str, spec: TermSpec, tensors: Mapping[str, Tensor]) -> SodaLayer:
+    sketches = tensors.get(f"{prefix}probe")
     return SodaLayer(
-        decomposition=entry["decomposition"],
-        factors=[take(f"factor_{i}", k, k) for i, k in enumerate(entry["factors"])],
-        shift=None if entry["shift"] is None else take("shift", entry["shift"]),
-        shape=None if entry["shape"] is None else tuple(entry["shape"]),
+        decomposition=spec.decomposition,
+        factors=[tensors[f"{prefix}factor_{i}"] for i in range(len(spec.factors))],
+        shift=tensors.get(f"{prefix}shift"),
+        shape=spec.shape,
         sketches=None if sketches is None else Sketches(sketches[0], sketches[1]),
-        knots=take("knots", entry["knots"]) if entry.get("knots") is not None else None,
+        knots=tensors.get(f"{prefix}knots"),
     )
 
 
-def _check_hash(header: Mapping[str, str], tensors: dict[str, Tensor]) -> None:
-    expected = header.get("sshs_model_hash")
-    if expected and expected != (found := tensor_hash(tensors)):
+def _check_hashes(header: Mapping[str, str], document: Document, tensors: Mapping[str, Tensor]) -> None:
+    """The hashes that the file has: one for managers, over its tensors, and one over all that decides the result."""
+    found = tensor_hash(tensors)
+    _check_hash("tensors", header.get("sshs_model_hash"), found)
+    spec = {name: layer.as_json() for name, layer in document.layers.items()}
+    _check_hash("layers", document.digest, content_hash(spec, found))
+
+
+def _check_hash(what: str, expected: str | None, found: str) -> None:
+    if expected and expected != found:
         raise FileFormatError(
-            f"its tensors do not match its own hash (expected {expected[:12]}…, found {found[:12]}…): "
-            "the file was damaged or edited"
+            f"its {what} do not match its own hash (expected {expected[:12]!r}, found {found[:12]!r}): the file was "
+            "damaged or edited"
         )

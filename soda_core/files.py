@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import SettingsError
+from .text import printable
 
 #: In the place of a random number, in the name of a file that only claims another's.
 _CLAIM = "0" * 8
@@ -97,6 +102,37 @@ def _unfinished(path: Path) -> Path:
 
 def _beside(path: Path, tag: str) -> Path:
     return path.with_name(f".{path.name}.{tag}.partial")
+
+
+#: The names that :func:`_unfinished` gives, and no others.
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
+#: Seconds after which nobody is writing it any more.
+_STALE = 24 * 3600
+
+
+def leftovers(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Files below a folder that :func:`replacing` is writing, or was when its process was killed."""
+    for parent, _, names in os.walk(folder):  # (follows no links, and passes over what it may not read)
+        for name in filter(_LEFTOVER.fullmatch, names):
+            path = Path(parent, name)
+            try:
+                found = path.lstat()
+            except OSError:  # finished meanwhile
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield path, found
+
+
+def sweep(folder: Path) -> None:
+    """Remove :func:`leftovers` that are older than a day; best effort."""
+    for path, found in leftovers(folder):
+        if time.time() - found.st_mtime < _STALE:
+            continue
+        try:
+            path.unlink(missing_ok=True)
+            logging.info("SODA: removed %s, left by a process that was killed", printable(path.name))
+        except OSError as error:
+            logging.warning("SODA: could not remove %s: %s", printable(path.name), error.strerror or error)
 
 
 def check_prefix(prefix: str) -> str:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import islice
 
@@ -26,20 +26,14 @@ FACTORS = 2
 #: A dense rotation of a prime number of dimensions is offered up to this many.
 LARGEST_DENSE_FACTOR = 256
 
+#: Limits of a rotation: more factors than halve any width, and one of a gigabyte.
+MOST_FACTORS, LARGEST_FACTOR = 16, 16_384
+
 #: The authors' factor sizes by number of inputs (SDXL's); for other numbers the automatic sizes stand in.
 FACTOR_PRESETS: dict[str, dict[int, tuple[int, ...]]] = {
     "svdiff-size": {640: (8, 8, 10), 768: (6, 8, 16), 1280: (4, 16, 20), 2048: (4, 8, 64)},
     "oft-size": {640: (4, 8, 20), 768: (2, 4, 96), 1280: (4, 8, 40), 2048: (2, 16, 64)},
 }
-
-
-def _partitions(count: int) -> Iterator[tuple[int, ...]]:
-    """All ways to cut a row of ``count`` into neighbouring groups, by the groups' lengths."""
-    if not count:
-        yield ()
-    for first in range(1, count + 1):
-        for rest in _partitions(count - first):
-            yield (first, *rest)
 
 
 @cache
@@ -48,18 +42,20 @@ def grouping(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
     A product with a handful of rows runs at a tenth of a processor's speed, and each pass over the data costs as much
     as some 60 multiplications per entry: two small dense products beat three skinny ones.
+    Of equally good ones the first in lexicographic order. The best for the last i factors, i = 0, 1, …, is a first
+    group and the best for what it leaves.
     """
-
-    def products(partition: tuple[int, ...]) -> list[int]:
-        queue = iter(sizes)
-        return [math.prod(islice(queue, length)) for length in partition]
-
-    allowed = [
-        partition
-        for partition in _partitions(len(sizes))
-        if all(length == 1 or k <= GROUPED for length, k in zip(partition, products(partition), strict=True))
-    ]
-    return min(allowed, key=lambda partition: (len(partition), sum(products(partition))))
+    best: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]  # groups, sum of their sizes, their lengths
+    for start in reversed(range(len(sizes))):
+        ways, k = [], 1
+        for length, size in enumerate(sizes[start:], 1):
+            k *= size
+            if length > 1 and k > GROUPED:
+                break
+            groups, total, lengths = best[-length]
+            ways.append((groups + 1, total + k, (length, *lengths)))
+        best.append(min(ways))
+    return best[-1][2]
 
 
 def grouped(factors: Sequence[Tensor]) -> list[Tensor]:
@@ -160,8 +156,8 @@ def factor_sizes(in_features: int, preset: str = "auto", count: int = FACTORS) -
         preset: "auto" (the fewest parameters), "large" (see :func:`large_sizes`), or a key of :data:`FACTOR_PRESETS`.
         count: number of factors for "auto"; 1 is one dense rotation.
     Raises:
-        SettingsError: an unknown preset, or a prime factor of ``in_features`` above :data:`LARGEST_DENSE_FACTOR`, where
-            one dense rotation was not asked for.
+        SettingsError: an unknown preset, a dense rotation of more than :data:`LARGEST_FACTOR`, or a prime factor of
+            ``in_features`` above :data:`LARGEST_DENSE_FACTOR`, where one dense rotation was not asked for.
     """
     if preset not in factor_presets():
         raise SettingsError(f"unknown factor preset {preset!r}; choose one of {list(factor_presets())}")
@@ -170,6 +166,11 @@ def factor_sizes(in_features: int, preset: str = "auto", count: int = FACTORS) -
     if sizes := FACTOR_PRESETS.get(preset, {}).get(in_features):
         return sizes
     if preset != "large" and count == 1:
+        if in_features > LARGEST_FACTOR:
+            raise SettingsError(
+                f"one dense rotation of {in_features} inputs was asked for, at most {LARGEST_FACTOR} are allowed; use "
+                "two or more factors, or leave this layer out"
+            )
         return (in_features,)
     prime = _largest_prime_factor(in_features)
     if prime > LARGEST_DENSE_FACTOR:
@@ -178,6 +179,18 @@ def factor_sizes(in_features: int, preset: str = "auto", count: int = FACTORS) -
             f"rotation (allowed {LARGEST_DENSE_FACTOR}); leave this layer out or train its shift only"
         )
     return large_sizes(in_features) if preset == "large" else balanced_sizes(in_features, count)
+
+
+def check_sizes(sizes: Sequence[int], in_features: int) -> None:
+    """Raise unless factors of these sizes are a rotation of ``in_features`` dimensions that a file may hold."""
+    least = 2 if len(sizes) > 1 else 1
+    if math.prod(sizes) != in_features or min(sizes, default=1) < least:
+        raise SettingsError(f"factor_sizes: {tuple(sizes)} do not multiply to {in_features}, each of 2 or more")
+    if len(sizes) > MOST_FACTORS or max(sizes, default=1) > LARGEST_FACTOR:
+        raise SettingsError(
+            f"factor_sizes: {tuple(sizes)} are {len(sizes)} factors of up to {max(sizes)} rows; allowed are "
+            f"{MOST_FACTORS} of up to {LARGEST_FACTOR}"
+        )
 
 
 def factor_presets() -> tuple[str, ...]:

@@ -24,6 +24,24 @@ from .spectral import Decomposition, Spectrum
 
 StrengthMode = Literal["linear", "geodesic"]
 
+#: Strengths lie between this and its negative: far beyond any use, far from where float32 ends.
+MOST_STRENGTH = 1000.0
+#: Terms of a sum: as many as a merge of merges of merges … may add up.
+MOST_TERMS = 64
+
+
+def check_strength(name: str, strength: float) -> float:
+    """The strength, if it is a finite number in range.
+
+    Raises:
+        SettingsError: calling it ``name``.
+    """
+    if not -MOST_STRENGTH <= strength <= MOST_STRENGTH:  # (NaN is not)
+        raise SettingsError(
+            f"{name} must be a number between -{MOST_STRENGTH:g} and {MOST_STRENGTH:g}, got {strength!r}"
+        )
+    return strength
+
 
 def adapted_weight(W: Tensor, factors: Sequence[Tensor], shift: Tensor | None, spectrum: Spectrum | None) -> Tensor:
     """The formula: ``(W0 + Δ(shift)) Kᵀ``. Differentiable; never decomposes, never forms K.
@@ -64,6 +82,11 @@ class AdaptedLayer(ABC):
 
     @property
     @abstractmethod
+    def rank(self) -> int | None:
+        """Number of values of its shift, where it has one."""
+
+    @property
+    @abstractmethod
     def num_parameters(self) -> int:
         """How many numbers the rotations and shifts hold; knots, which say a shift again, are not counted."""
 
@@ -76,7 +99,7 @@ class AdaptedLayer(ABC):
 
         Args:
             weight: pristine base weight ``(out, in, *kernel)``.
-            strength: 0 = base, 1 = as trained; any real number.
+            strength: 0 = base, 1 = as trained; within ±:data:`MOST_STRENGTH`.
             mode: "linear" ``W0 + s (W - W0)``; "geodesic" ``R_i^s`` and ``s shift``, which stays a SODA layer.
         """
         base = BaseWeight.of(weight)
@@ -89,17 +112,28 @@ class AdaptedLayer(ABC):
 
     def check_shape(self, name: str, shape: Sequence[int]) -> None:
         """Raise unless the layer, called ``name``, fits a weight of ``shape``."""
-        if self.shape is not None and tuple(self.shape) != tuple(shape):
-            raise BaseMismatchError(
-                f"layer {name!r} was trained on a weight of shape {tuple(self.shape)}, the base model has "
-                f"{tuple(shape)}; use the base model the adapter was trained on"
-            )
+        shape = tuple(shape)
+        advice = "use the base model the adapter was trained on"
+        if len(shape) < 2:
+            raise BaseMismatchError(f"layer {name!r} is no matrix in the base model, but of shape {shape}; {advice}")
         in_features = math.prod(shape[1:])
-        if self.in_features is not None and self.in_features != in_features:
-            raise BaseMismatchError(
-                f"layer {name!r} rotates {self.in_features} inputs, the base model's weight of shape "
-                f"{tuple(shape)} has {in_features}; use the base model the adapter was trained on"
-            )
+        rank = min(shape[0], in_features)
+        for _, term in self.terms:
+            if term.shape is not None and tuple(term.shape) != shape:
+                raise BaseMismatchError(
+                    f"layer {name!r} was trained on a weight of shape {tuple(term.shape)}, the base model has "
+                    f"{shape}; {advice}"
+                )
+            if term.in_features is not None and term.in_features != in_features:
+                raise BaseMismatchError(
+                    f"layer {name!r} rotates {term.in_features} inputs, the base model's weight of shape {shape} has "
+                    f"{in_features}; {advice}"
+                )
+            if term.rank is not None and term.rank != rank:
+                raise BaseMismatchError(
+                    f"the shift of layer {name!r} has {term.rank} values, the base model's weight of shape "
+                    f"{shape} has {rank} singular values; {advice}"
+                )
 
     @abstractmethod
     def validate(self, name: str) -> None:
@@ -151,11 +185,16 @@ class SodaLayer(AdaptedLayer):
         return math.prod(R.shape[-1] for R in self.factors) if self.factors else None
 
     @property
+    def rank(self) -> int | None:
+        return None if self.shift is None else self.shift.numel()
+
+    @property
     def num_parameters(self) -> int:
         return sum(R.numel() for R in self.factors) + (0 if self.shift is None else self.shift.numel())
 
     def at_strength(self, strength: float) -> SodaLayer:
         """The layer a part (or more) of the way along its geodesic from the base: again a SODA layer."""
+        check_strength("strength", strength)
         if strength == 1.0:
             return self
         return replace(
@@ -169,6 +208,7 @@ class SodaLayer(AdaptedLayer):
     def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
         if mode not in get_args(StrengthMode):
             raise SettingsError(f"unknown strength mode {mode!r}; choose one of {list(get_args(StrengthMode))}")
+        check_strength("strength", strength)
         base = BaseWeight.of(weight)
         W = base.matrix
         if strength == 0.0:
@@ -248,10 +288,16 @@ class SodaSum(AdaptedLayer):
     """``W0 + Σ a_i (W_i - W0)``: the paper's training-free merge of one layer (Zhang et al. 2025, section 3.4).
 
     Args:
-        terms: ``(a_i, layer_i)``.
+        terms: ``(a_i, layer_i)``, 1 to :data:`MOST_TERMS`.
     """
 
     terms: tuple[tuple[float, SodaLayer], ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.terms) <= MOST_TERMS:
+            raise SettingsError(f"a sum of {len(self.terms)} layers' changes; allowed are 1 to {MOST_TERMS}")
+        for strength, _ in self.terms:
+            check_strength("a term's strength", strength)
 
     def __repr__(self) -> str:
         return f"SodaSum({' + '.join(f'{strength:g} x {layer}' for strength, layer in self.terms)})"
@@ -267,6 +313,10 @@ class SodaSum(AdaptedLayer):
     @property
     def in_features(self) -> int | None:
         return next((layer.in_features for _, layer in self.terms if layer.in_features is not None), None)
+
+    @property
+    def rank(self) -> int | None:
+        return next((layer.rank for _, layer in self.terms if layer.rank is not None), None)
 
     @property
     def num_parameters(self) -> int:
@@ -287,7 +337,5 @@ class SodaSum(AdaptedLayer):
         return BaseCheck(*overall_error(checks), max(check.base_distance for _, check in checks))
 
     def validate(self, name: str) -> None:
-        if not self.terms:
-            raise FileFormatError(f"layer {name!r} is a sum of no terms")
         for _, layer in self.terms:
             layer.validate(name)

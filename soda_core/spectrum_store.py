@@ -12,17 +12,20 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from .base_weight import BaseWeight
-from .files import replacing
-from .spectral import Decomposition, Spectrum, from_tensors
+from .base_weight import BaseWeight, fingerprint
+from .errors import SodaError
+from .files import leftovers, replacing, sweep
+from .spectral import Decomposition, Spectrum, from_tensors, spectrum_shapes
 
 
 class SpectrumStore:
     """Get-or-compute for :meth:`.base_weight.BaseWeight.decompose`; entries live on the CPU.
 
     Keyed by the weight's content, so a changed or differently stored base never meets a stale entry. Memory and disk
-    are bounded and drop what was used longest ago.
+    are bounded and drop what was used longest ago. An entry on disk carries a digest; one that does not have it, or not
+    the sizes of its weight, is computed anew. What killed processes left unfinished is removed after a day.
 
     Args:
         folder: where entries are written, made on first use.
@@ -36,6 +39,7 @@ class SpectrumStore:
         self._held = 0  # bytes in memory
         self._written: set[Path] = set()  # since the start, until it has been said that they do not all stay
         self.computed = 0  #: decompositions computed so far, for logs and tests
+        sweep(folder)
 
     @torch.inference_mode(False)  # what is kept must also do for a training
     @torch.no_grad()
@@ -46,7 +50,7 @@ class SpectrumStore:
             dtype: for its bases, see :meth:`.spectral.Spectrum.to`.
         """
         key = f"{weight.fingerprint}-{kind}"
-        spectrum = self._memory.get(key) or self._read(key, kind)
+        spectrum = self._memory.get(key) or self._read(key, kind, weight)
         if spectrum is None:
             self.computed += 1
             spectrum = weight.decompose(kind).to("cpu")
@@ -70,20 +74,19 @@ class SpectrumStore:
         while self._held > self.memory_limit and self._memory:
             self._held -= self._memory.popitem(last=False)[1].nbytes()
 
-    def _read(self, key: str, kind: Decomposition) -> Spectrum | None:
+    def _read(self, key: str, kind: Decomposition, weight: BaseWeight) -> Spectrum | None:
         path = self._path(key)
         if not path.is_file():
             return None
         try:
-            tensors = safetensors.torch.load_file(path)
-            spectrum = from_tensors(kind, tensors)
+            tensors = _checked(path, kind, weight)
             os.utime(path)  # used now: last to be dropped
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
-            logging.warning("SODA: a cached decomposition is unreadable and is computed anew (%s)", error)
+        except (OSError, SodaError, safetensors.SafetensorError) as error:
+            logging.warning("SODA: a cached decomposition is computed anew, the file %s (%s)", path.name, error)
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
-        return spectrum
+        return from_tensors(kind, tensors)
 
     def _write(self, key: str, spectrum: Spectrum) -> None:
         """Best effort: a full disk costs time at the next load, nothing else."""
@@ -91,8 +94,9 @@ class SpectrumStore:
             return
         path = self._path(key)
         try:
+            tensors = spectrum.tensors()
             with replacing(path) as unfinished:
-                safetensors.torch.save_file(spectrum.tensors(), unfinished)
+                safetensors.torch.save_file(tensors, unfinished, {"digest": _digest(tensors)})
             self._written.add(path)
             self._evict()
         except (OSError, safetensors.SafetensorError) as error:
@@ -104,7 +108,7 @@ class SpectrumStore:
     def _evict(self) -> None:
         files = [(p.stat(), p) for p in self.folder.glob("*.safetensors")]
         files.sort(key=lambda item: item[0].st_mtime)
-        total = sum(stat.st_size for stat, _ in files)
+        total = sum(stat.st_size for stat, _ in files) + sum(stat.st_size for _, stat in leftovers(self.folder))
         for stat, path in files:
             if total <= self.disk_limit:
                 break
@@ -118,3 +122,28 @@ class SpectrumStore:
                     "rotation only takes none",
                     self.disk_limit / 2**30,
                 )
+
+
+def _checked(path: Path, kind: Decomposition, weight: BaseWeight) -> dict[str, Tensor]:
+    """The tensors of an entry, which are those that were written.
+
+    Raises:
+        SodaError: they are not, or not of a decomposition of ``weight``.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        digest = (file.metadata() or {}).get("digest")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    expected = spectrum_shapes(weight.shape, kind)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        raise SodaError(f"it has the sizes {found}, the weight's decomposition {expected}")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise SodaError("it holds NaN or infinite values")
+    if digest != _digest(tensors):
+        raise SodaError("it is not as it was written")
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Of an entry's content, as fast as it is read."""
+    return "-".join(fingerprint(tensors[name]) for name in sorted(tensors))

@@ -89,7 +89,7 @@ def manager_keys(
         "modelspec.thumbnail": metadata.get("thumbnail"),
         "modelspec.resolution": metadata.get("resolution"),
         "modelspec.prediction_type": base.get("prediction_type"),
-        "modelspec.merged_from": ", ".join(p.get("title") or p["hash"] for p in metadata.get("parents", [])) or None,
+        "modelspec.merged_from": ", ".join(p.get("title") or p["hash"] for p in metadata.get("parents") or ()) or None,
         "ss_base_model_version": base.get("family"),
         "ss_sd_model_name": base.get("name"),
         "ss_new_sd_model_hash": base.get("hash"),

@@ -19,8 +19,8 @@ from ..adapter import SodaAdapter
 from ..base_check import BaseCheck, BaseReport
 from ..base_weight import BaseWeight
 from ..delta_cache import DeltaCache
-from ..errors import BaseMismatchError
-from ..layer import AdaptedLayer, StrengthMode
+from ..errors import BaseMismatchError, SodaError
+from ..layer import AdaptedLayer, StrengthMode, check_strength
 from ..merge import WeightLookup
 from ..report.base_check import refusal, summary
 from . import base
@@ -43,14 +43,17 @@ def apply_adapter(
 
     Raises:
         BaseMismatchError: no layer matches, shapes differ, or the base check fails.
+        SettingsError: a strength is no number or out of range.
     """
+    check_strength("strength_model", strength_model)
+    check_strength("strength_clip", strength_clip)
     for_clip = {name: layer for name, layer in adapter.layers.items() if name.startswith(base.TEXT_ENCODERS)}
     for_model = {name: layer for name, layer in adapter.layers.items() if name not in for_clip}
-    targets = [(model, model, _match(model, for_model, adapter.title), strength_model)]
+    targets = [(model, model, _match(model, for_model, adapter.label), strength_model)]
     if clip is not None:
-        targets.append((clip, clip.patcher, _match(clip.patcher, for_clip, adapter.title), strength_clip))
+        targets.append((clip, clip.patcher, _match(clip.patcher, for_clip, adapter.label), strength_clip))
     elif for_clip:
-        logging.warning("SODA: %s has %d text encoder layers; connect CLIP to use them", adapter.title, len(for_clip))
+        logging.warning("SODA: %s has %d text encoder layers; connect CLIP to use them", adapter.label, len(for_clip))
     matched = sum(len(layers) for _, _, layers, _ in targets)
     if not matched:
         _nothing_matches(adapter, model)
@@ -64,7 +67,7 @@ def apply_adapter(
     if report.refused and not ignore_base_check:
         raise BaseMismatchError(refusal(report, adapter))
     if report.doubtful:
-        logging.warning("SODA: %s was trained on %s; %s", adapter.title, adapter.trained_on, summary(report))
+        logging.warning("SODA: %s was trained on %s; %s", adapter.label, adapter.trained_on, summary(report))
     elif checks:
         logging.info("SODA: %s", summary(report))
     for clone, patches, strength in results:
@@ -93,7 +96,7 @@ def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> dict
 def _nothing_matches(adapter: SodaAdapter, model: Any) -> None:
     have = base.describe(model, with_hash=False)["family"]
     raise BaseMismatchError(
-        f"no layer of {adapter.title} matches this model: it was trained on {adapter.trained_on} (its first layer is "
+        f"no layer of {adapter.label} matches this model: it was trained on {adapter.trained_on} (its first layer is "
         f"{next(iter(adapter.layers))!r}), the model is {have}; load the base model it was trained on"
     )
 
@@ -117,7 +120,10 @@ def _patches(
         if strength == 0.0:
             continue
         own = 1.0 if mode == "linear" else strength
-        delta, check = DELTAS.get(layer, base.base_weight(patcher, name), own, mode)
+        try:
+            delta, check = DELTAS.get(layer, base.base_weight(patcher, name), own, mode)
+        except SodaError as error:
+            raise type(error)(f"layer {name!r}: {error}") from error
         if check is not None:
             checks[name] = check
         patches[base.weight_key(name)] = ("diff", (delta,))

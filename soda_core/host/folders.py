@@ -18,6 +18,7 @@ from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
 from ..files import check_prefix
 from ..interop.lora import Export
+from ..text import printable
 from .server import announce_saved
 
 FOLDER = "soda"
@@ -111,7 +112,7 @@ def _save(kind: str, prefix: str, write: Callable[[Path], object], root: str | N
     with _next_file(prefix, root or folder_paths.get_folder_paths(kind)[0]) as (path, listed):
         write(path)
     folder_paths.filename_list_cache.pop(kind, None)  # a new file must be in the list at once
-    logging.info("SODA: saved %s", listed)
+    logging.info("SODA: saved %s", printable(listed))
     announce_saved(listed)
     return listed
 

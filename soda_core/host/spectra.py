@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -14,13 +15,19 @@ from pathlib import Path
 import folder_paths
 
 from ..spectrum_store import SpectrumStore
+from ..text import printable
+
+
+def folder() -> Path:
+    """Under the host's private user folder."""
+    return Path(folder_paths.get_system_user_directory("soda_spectra"))
 
 
 @cache
 def store() -> SpectrumStore:
-    """The process-wide store, under the host's private user folder."""
+    """The process-wide store."""
     return SpectrumStore(
-        Path(folder_paths.get_system_user_directory("soda_spectra")),
+        folder(),
         _limit("SODA_CACHE_MEMORY_GB", 2),
         _limit("SODA_CACHE_DISK_GB", 8),
     )
@@ -28,8 +35,12 @@ def store() -> SpectrumStore:
 
 def _limit(variable: str, default_gb: float) -> int:
     """Bytes, from an environment variable in gigabytes."""
+    said = os.environ.get(variable, "")
     try:
-        return int(float(os.environ.get(variable, default_gb)) * 2**30)
+        gb = float(said or default_gb)
     except ValueError:
-        logging.warning("SODA: %s is not a number of gigabytes; using %g", variable, default_gb)
-        return int(default_gb * 2**30)
+        gb = math.nan
+    if not 0 <= gb < math.inf:
+        logging.warning("SODA: %s = %s is not a number of gigabytes; using %g", variable, printable(said), default_gb)
+        gb = default_gb
+    return int(gb * 2**30)

@@ -83,7 +83,7 @@ def load(
     if report.refused and not ignore_base_check:
         raise BaseMismatchError(refusal(report, soda))
     if report.doubtful:
-        _log.warning("SODA: %s was trained on %s; %s", soda.title, soda.trained_on, summary(report))
+        _log.warning("SODA: %s was trained on %s; %s", soda.label, soda.trained_on, summary(report))
     weights.add(model, name, changes)
     model.soda_adapters = weights  # with the model, and with its copies
     return report
@@ -172,7 +172,7 @@ def _places(model: Any, soda: SodaAdapter) -> dict[str, list[Part]]:
     missing = [name for name, parts in places.items() if not parts]
     if missing:
         raise BaseMismatchError(
-            f"{len(missing)} of the {len(places)} layers of {soda.title} are not in this {type(model).__name__}, the "
+            f"{len(missing)} of the {len(places)} layers of {soda.label} are not in this {type(model).__name__}, the "
             f"first is {missing[0]!r}; its layers have names like {list(layers.parts)[len(layers.parts) // 2]!r}. The "
             f"adapter was trained on {soda.trained_on}: load it into a pipeline of that model"
         )

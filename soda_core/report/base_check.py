@@ -15,7 +15,7 @@ def summary(report: BaseReport) -> str:
         f"base check: spectral part off by {report.spectral_error:.2%} overall, "
         f"base weights differ by {report.base_distance:.2%}"
     )
-    if report.spectral_error > WARN_ABOVE:
+    if not report.spectral_error <= WARN_ABOVE:
         worst = ", ".join(f"{name} {check.spectral_error:.1%}" for name, check in report.worst()[:3])
         text += f"; worst layers: {worst}"
     return text
@@ -32,7 +32,7 @@ def table(report: BaseReport) -> str:
 def refusal(report: BaseReport, adapter: SodaAdapter) -> str:
     """Why an adapter is not used on this base, and what to do."""
     return (
-        f"{adapter.title} does not fit this base model: {summary(report)} (allowed {REFUSE_ABOVE:.0%}). It was "
+        f"{adapter.label} does not fit this base model: {summary(report)} (allowed {REFUSE_ABOVE:.0%}). It was "
         f"trained on {adapter.trained_on}: load that file in that precision, or turn on 'ignore_base_check' "
         "to use it all the same"
     )

@@ -15,8 +15,8 @@ def interference_report(
     """The interference as text a person reads: the summary first, then a line per layer, most interfering first."""
     settings = merged.metadata["settings"]
     lines = [
-        f"{settings['merge_method']} merge: {settings['subject_strength']:g} x {subject.title}"
-        f" + {settings['style_strength']:g} x {style.title}",
+        f"{settings['merge_method']} merge: {settings['subject_strength']:g} x {subject.label}"
+        f" + {settings['style_strength']:g} x {style.label}",
         f"layers: {len(merged.layers)} in the result, {len(rows)} in both, "
         f"{len(subject.layers) - len(rows)} only in the subject, {len(style.layers) - len(rows)} only in the style",
     ]

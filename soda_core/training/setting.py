@@ -19,7 +19,7 @@ class Setting:
         help: its tooltip, with its unit and the reason for its default.
         choices: the names it may hold.
         minimum: a number may be no less.
-        maximum, step: what its widget offers; a script may go beyond.
+        maximum, step: what its widget offers; a script may go beyond the maximum.
         advanced: for those who look for it.
     """
 
@@ -30,13 +30,16 @@ class Setting:
     step: float | None = None
     advanced: bool = False
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, name: str, value: Any, offered: bool = False) -> None:
+        """Raise unless the value is allowed; with ``offered``, unless its widget offers it."""
         if isinstance(value, str):
             check_text(name, value)
         if self.choices and value not in self.choices:
             raise SettingsError(f"{name} must be one of {list(self.choices)}, got {value!r}")
-        if self.minimum is not None and not (math.isfinite(value) and value >= self.minimum):
+        if self.minimum is not None and not (self.minimum <= value < math.inf):  # (NaN is neither)
             raise SettingsError(f"{name} must be {self.minimum:g} or more, got {value!r}")
+        if offered and self.maximum is not None and value > self.maximum:
+            raise SettingsError(f"{name} must be {self.maximum:g} or less, got {value!r}")
 
 
 def setting(help: str, **limits: Any) -> dict[str, Setting]:
@@ -49,10 +52,13 @@ def settings_of(record: Any) -> dict[str, Setting]:
     return {f.name: f.metadata["setting"] for f in fields(record) if "setting" in f.metadata}
 
 
-def check_settings(record: Any) -> None:
+def check_settings(record: Any, offered: bool = False) -> None:
     """
+    Args:
+        offered: hold the record to what the widgets offer; the host does not for values that come through a link.
+
     Raises:
-        SettingsError: a value is none of the choices or below the minimum.
+        SettingsError: a value is none of the choices, no number, or out of range.
     """
     for name, limits in settings_of(record).items():
-        limits.check(name, getattr(record, name))
+        limits.check(name, getattr(record, name), offered)

@@ -224,8 +224,7 @@ class TrainSettings:
         self._require("shift_knots", self.shift_knots != 1, "0, or 2 or more")
         self._require("warmup_steps", self.warmup_steps <= self.steps, f"between 0 and steps ({self.steps})")
         for in_features, sizes in (self.factor_sizes or {}).items():
-            if math.prod(sizes) != in_features or min(sizes, default=1) < 1:
-                raise SettingsError(f"factor_sizes: {tuple(sizes)} do not multiply to {in_features}")
+            kronecker.check_sizes(sizes, in_features)
         if self.layers == "pattern" and not self.layer_pattern.strip():
             raise SettingsError("layers = 'pattern' needs a layer_pattern, for example '*attn2.to_k'")
 

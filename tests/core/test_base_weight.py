@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import gc
+import os
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from soda_core import merge
 from soda_core.adapter import SodaAdapter
 from soda_core.base_weight import BaseWeight, fingerprint
 from soda_core.delta_cache import DeltaCache
+from soda_core.errors import BaseMismatchError
 from soda_core.spectral import Decomposition, Spectrum, decompose
 from soda_core.spectrum_store import SpectrumStore
 
@@ -99,6 +104,57 @@ class TestSpectrumStore:
         assert store.get(*random_weights(1), "svd").like.shape == (32, 32)
         assert any("could not keep" in r.message for r in caplog.records)
 
+    @pytest.mark.parametrize("kind", ["svd", "qr"])
+    @pytest.mark.parametrize("damage", ["zeros", "nan", "shape", "dtype", "no digest", "cut", "empty", "flip"])
+    def test_an_entry_that_does_not_fit_is_computed_anew_with_one_line(self, tmp_path, caplog, kind, damage) -> None:
+        (weight,) = random_weights(1)
+        expected = SpectrumStore(tmp_path, 0, 2**20).get(weight, kind).tensors()
+        (path,) = tmp_path.iterdir()
+        with safe_open(path, "pt") as file:
+            digest = file.metadata()
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        basis = "Vh" if kind == "svd" else "Qh"
+        if damage in ("cut", "empty", "flip"):
+            data = bytearray(path.read_bytes())
+            data[-9] ^= 64
+            path.write_bytes({"cut": data[:-100], "empty": b"", "flip": data}[damage])
+        else:
+            changed = {
+                "zeros": torch.zeros_like, "nan": lambda t: t * float("nan"), "shape": lambda t: t[:16].contiguous(),
+                "dtype": lambda t: t.half(), "no digest": lambda t: t,
+            }[damage](tensors[basis])  # fmt: skip
+            save_file({**tensors, basis: changed}, path, None if damage == "no digest" else digest)
+        caplog.clear()
+        for _ in range(2):
+            store = SpectrumStore(tmp_path, 0, 2**20)
+            again = store.get(weight, kind).tensors()
+            assert all(torch.equal(again[name], value) for name, value in expected.items())
+            said = [record.message for record in caplog.records]
+            assert len(said) == 1 and "computed anew" in said[0] and path.name in said[0]
+        assert store.computed == 0, "what was computed anew is kept"
+
+    def test_a_weight_that_is_not_finite_is_refused_by_name(self, tmp_path) -> None:
+        W = torch.randn(8, 8)
+        W[3, 3] = float("nan")
+        for kind in ("svd", "qr"):
+            with pytest.raises(BaseMismatchError, match=r"\(8, 8\) holds NaN"):
+                SpectrumStore(tmp_path / "s", 0, 2**20).get(BaseWeight(W), kind)
+        assert not (tmp_path / "s").exists()
+
+    def test_what_is_left_unfinished_counts_and_goes_after_a_day(self, tmp_path) -> None:
+        weights = random_weights(3)
+        entry = weights[0].decompose("svd").nbytes()
+        left = tmp_path / ".x.safetensors.0123abcd.partial"
+        left.write_bytes(bytes(3 * entry))
+        store = SpectrumStore(tmp_path, 0, 4 * entry)
+        assert left.exists(), "somebody may be writing it"
+        for weight in weights:
+            store.get(weight, "svd")
+        assert len(list(tmp_path.glob("*.safetensors"))) <= 1
+        os.utime(left, (0, 0))
+        SpectrumStore(tmp_path, 0, 4 * entry)
+        assert not left.exists()
+
 
 class TestDeltaCache:
     def test_a_held_delta_is_not_computed_again(self) -> None:
@@ -149,3 +205,11 @@ class TestDeltaCache:
         W, layer = random_layer()
         delta, _ = DeltaCache().get(layer, BaseWeight(W.to(stored)))
         assert delta.dtype == kept and delta.device.type == "cpu"
+
+    def test_a_change_that_is_not_finite_is_refused(self) -> None:
+        """It would give a black picture and no word."""
+        W, layer = random_layer(shift=0.0)
+        huge = replace(layer, shift=torch.full((24,), 1e6), sketches=None)
+        DeltaCache().get(huge, BaseWeight(W))
+        with pytest.raises(BaseMismatchError, match="NaN or infinite in torch.float16"):
+            DeltaCache().get(huge, BaseWeight(W.half()))

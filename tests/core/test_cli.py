@@ -116,9 +116,9 @@ def test_export_takes_the_settings_of_the_node(folder, capsys, flags, settings) 
 def test_import(folder, capsys, monkeypatch) -> None:
     from soda_core.interop import authors_pt
 
-    place = authors_pt.Place("diffusion_model.middle_block.1.to_q", 6, 6)
+    place = authors_pt.Place("diffusion_model.middle_block.1.to_q", 12, 12)
     monkeypatch.setattr(authors_pt, "unet_places", lambda: iter([place]))
-    torch.save({"unet": [[torch.eye(k)] for k in (1, 2, 3)] + [[torch.zeros(6)]]}, "peft_5.pt")
+    torch.save({"unet": [[torch.eye(k)] for k in (2, 2, 3)] + [[torch.zeros(12)]]}, "peft_5.pt")
     code, text, _ = soda(
         capsys, "import", "peft_5.pt", "-o", "dog.safetensors", "--decomposition", "qr", "--title", "dog"
     )

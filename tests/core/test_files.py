@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 from soda_core.errors import SettingsError
-from soda_core.files import check_prefix, check_text, check_writable, numbered, replacing
+from soda_core.files import check_prefix, check_text, check_writable, leftovers, numbered, replacing, sweep
 
 
 def test_a_file_is_replaced_whole_and_its_folder_made(tmp_path) -> None:
@@ -101,3 +103,44 @@ def test_half_a_character_is_refused() -> None:
 def test_a_name_may_have_a_sub_folder() -> None:
     assert check_prefix("people/anna") == "people/anna"
     assert check_prefix(" people\\anna ") == "people/anna"
+
+
+def old(path: Path, hours: float = 25) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("half")
+    os.utime(path, (time.time() - 3600 * hours,) * 2)
+    return path
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day_and_nothing_else(tmp_path) -> None:
+    ours = [old(tmp_path / name) for name in (".a.safetensors.0123abcd.partial", "people/.b.png.ffffffff.partial")]
+    young = old(tmp_path / ".c.safetensors.0123abcd.partial", hours=23)
+    others = [
+        old(tmp_path / name)
+        for name in ("a.safetensors", ".partial", "a.0123abcd.partial", ".a.0123ABCD.partial", ".a.123abcd.partial",
+                     ".a.0123abcd.partial.bak", ".0123abcd.partial", "download.partial")
+    ]  # fmt: skip
+    folder = tmp_path / ".d.0123abcd.partial"
+    folder.mkdir()
+    link = tmp_path / ".e.0123abcd.partial"
+    link.symlink_to(others[0])
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+    elsewhere = old(outside / ".f.0123abcd.partial")
+    (tmp_path / "linked").symlink_to(outside)
+    assert {path for path, _ in leftovers(tmp_path)} == {*ours, young}
+    sweep(tmp_path)
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in (*others, young, folder, link, elsewhere))
+    sweep(tmp_path / "nowhere")
+
+
+def test_what_is_being_written_counts_as_left_over_and_is_swept_by_the_name_it_has(tmp_path) -> None:
+    with replacing(tmp_path / "x.txt") as unfinished:
+        unfinished.write_text("half")
+        assert [path for path, _ in leftovers(tmp_path)] == [unfinished]
+        sweep(tmp_path)
+        assert unfinished.exists(), "somebody is writing it"
+        os.utime(unfinished, (0, 0))
+        sweep(tmp_path)
+        assert not unfinished.exists()
+        unfinished.write_text("half")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -256,6 +257,9 @@ def damage(source: Path, target: Path, change) -> None:
     with safe_open(source, "pt") as file:
         header = dict(file.metadata())
     header.pop("sshs_model_hash")
+    document = json.loads(header["soda"])
+    document.pop("digest")
+    header["soda"] = json.dumps(document)
     change(tensors, header)
     save_file(tensors, target, header)
 

@@ -70,7 +70,7 @@ def from_adapter(
         weight = getattr(present.get(name), "weight", None)
         if weight is None:
             raise BaseMismatchError(
-                f"layer {name!r} of {adapter.title} is not a module of this {type(base).__name__}; it was trained on "
+                f"layer {name!r} of {adapter.label} is not a module of this {type(base).__name__}; it was trained on "
                 f"{adapter.trained_on}. A layer that diffusers splits is loaded with soda_core.interop.diffusers.load"
             )
         layer.check_shape(name, weight.shape)
@@ -120,7 +120,7 @@ def _comfyui_names(base: nn.Module) -> dict[str, str]:
 def _single(name: str, adapter: SodaAdapter) -> SodaLayer:
     layer = adapter.layers[name].single
     if layer is None:
-        raise SettingsError(f"layer {name!r} of {adapter.title} is a delta merge, which has no rotation to train")
+        raise SettingsError(f"layer {name!r} of {adapter.label} is a delta merge, which has no rotation to train")
     return layer
 
 
