@@ -209,6 +209,6 @@ def test_the_longest_name_that_passes_can_be_saved_when_interrupted(host, model)
 def test_metadata_that_no_file_can_hold_is_found_out_before_the_first_step(host, model) -> None:
     """Wherever it comes from: the adapter itself is written and taken away again."""
     stepped = []
-    with pytest.raises(ValueError, match="surrogate"):
+    with pytest.raises(ValueError, match="workflow holds half a character"):
         train(host, model, graph={"workflow": "fox\udc80"}, on_step=stepped.append)
     assert not stepped
