@@ -8,6 +8,7 @@
     python dev.py serve [ARGS]     a ComfyUI with the pack in it, for the browser
     python dev.py python ARGS      the environment's Python
     python dev.py bench [NAME]     run benchmarks/NAME.py
+    python dev.py pretrain [PART]  train the demo's base model anew, or go on; --help says how
 
 The environment lives outside the tree, in a cache folder keyed by requirements-dev.lock; SODA_DEV_CACHE moves it.
 COMFYUI_PATH uses a ComfyUI of your own instead of the fetched one.
@@ -268,13 +269,19 @@ def bench(arguments: list[str]) -> int:
     return subprocess.run(command, env=environment(host), check=False).returncode
 
 
+def pretrain(arguments: list[str]) -> int:
+    python, host = setup()
+    command = [python, "-m", "testbed.pretrain", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(host), check=False).returncode
+
+
 def run_python(arguments: list[str]) -> int:
     python, host = setup()
     return subprocess.run([python, *arguments], env=environment(host), check=False).returncode
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"demo": demo, "test": test, "serve": serve, "python": run_python, "bench": bench}
+    commands = {"demo": demo, "test": test, "serve": serve, "python": run_python, "bench": bench, "pretrain": pretrain}
     if sys.version_info < (3, 11):
         say(f"needs Python 3.11 or newer, this is {platform.python_version()}")
         return 2

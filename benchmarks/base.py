@@ -26,7 +26,8 @@ from testbed.demo_base import checkpoint
 from testbed.evaluate import accuracy
 from testbed.machine import core_count
 from testbed.paths import cache_root
-from testbed.pretrain.classifier import EVERYTHING, ONE_COLOUR
+from testbed.pretrain.classifier import ONE_COLOUR
+from testbed.pretrain.data import EVERYTHING
 from testbed.pretrain.loop import sheet
 from testbed.world.render import images
 from testbed.world.scene import Scene, draw_scene

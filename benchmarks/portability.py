@@ -24,6 +24,7 @@ from soda_core.base_weight import BaseWeight
 from soda_core.spectral import decompose
 from testbed import evaluate, model_files
 from testbed.bed import TestBed
+from testbed.captions import captions_of
 from testbed.demo_base import checkpoint
 from testbed.machine import core_count
 from testbed.methods import SODA_LARGE, Method
@@ -64,7 +65,7 @@ def further(bed: TestBed, original: Weights) -> Weights:
     for step in range(FURTHER_STEPS):
         generator = torch.Generator().manual_seed(step)
         rows = torch.randint(len(scenes), (8,), generator=generator)
-        context = bed.captions(pretraining.captions_of(scenes, rows, generator))
+        context = bed.captions(captions_of(scenes, rows, generator))
         optimizer.zero_grad()
         pretraining.loss_of(module, noise, latents[rows], context, generator).backward()
         optimizer.step()

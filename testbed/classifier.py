@@ -23,11 +23,16 @@ LOGIT_SCALE = 16.0  #: cosines to glyphs are this much sharpened before the soft
 
 
 class Classifier(nn.Module):
-    """A small convolutional network on 96 x 96 pictures, (n, 3, 96, 96) in 0..1."""
+    """A small convolutional network on pictures (n, 3, side, side) in 0..1.
 
-    def __init__(self) -> None:
+    Args:
+        fold: so many pixels a side are folded into channels first: 1 for pictures of 96 pixels a side, 2 for 192.
+    """
+
+    def __init__(self, fold: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_down(3, 32), _down(32, 64))
+        self.fold = fold
+        self.stem = nn.Sequential(_down(3 * fold**2, 32), _down(32, 64))
         self.middle = nn.Sequential(_down(64, 128), _Residual(128))
         self.top = nn.Sequential(_down(128, 256), _Residual(256))
         self.embed = nn.Linear(256, 128)
@@ -37,7 +42,7 @@ class Classifier(nn.Module):
         self.background = nn.Linear(64 + 128 + 256, len(BACKGROUNDS))
 
     def forward(self, pictures: Tensor) -> Predictions:
-        low = self.stem(pictures * 2 - 1)
+        low = self.stem(F.pixel_unshuffle(pictures * 2 - 1, self.fold))
         middle = self.middle(low)
         top = self.top(middle).mean((2, 3))
         everything = torch.cat([low.mean((2, 3)), middle.mean((2, 3)), top], 1)
@@ -67,6 +72,9 @@ class Predictions:
     def joined(cls, parts: Sequence[Predictions]) -> Predictions:
         """Of all pictures, one after the other."""
         return cls(**{f.name: torch.cat([getattr(v, f.name) for v in parts]) for f in fields(cls)})
+
+    def to(self, device: str | torch.device) -> Predictions:
+        return Predictions(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def kinds(self) -> list[str]:
         return [CLASS_NAMES[i] for i in self.kind.argmax(1).tolist()]

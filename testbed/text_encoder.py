@@ -59,11 +59,16 @@ def weights() -> dict[str, Tensor]:
     return tensors
 
 
-def encode(tokens: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """What the host's CLIP makes of token numbers, without the layers that do nothing. (n, 77) -> (n, 77, 768)."""
+def encode(tokens: Tensor, tensors: dict[str, Tensor], normed: bool = True) -> Tensor:
+    """What the host's CLIP makes of token numbers, without the layers that do nothing. (n, 77) -> (n, 77, 768).
+
+    Args:
+        normed: SD 1.5 takes the last layer through the final norm, SD3 the last but one as it is.
+    """
     x = F.embedding(tokens, tensors[_TOKEN]).float() + tensors[_POSITION].float()
     so_far = F.layer_norm(x, (WIDTH,)).cumsum(1) / torch.arange(1, POSITIONS + 1)[:, None]
-    return F.layer_norm(x + so_far @ tensors[_OUT].float().mT, (WIDTH,))
+    out = x + so_far @ tensors[_OUT].float().mT
+    return F.layer_norm(out, (WIDTH,)) if normed else out
 
 
 def padded(words: Sequence[int]) -> list[int]:

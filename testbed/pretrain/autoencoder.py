@@ -1,60 +1,107 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The autoencoder: 8 x 8 pixels to one latent of 4 channels, in the TAESD layout that the host reads.
+"""The autoencoder: 8 x 8 pixels to one latent of 16 channels, in the TAESD layout that the host reads.
 
 Held-out glyphs and styles are not in its pictures either; emoji from outside the world and recoloured pictures are,
-so that it can draw what the UNet has never seen.
+so that it can draw what the model has never seen.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from testbed.checkpoints.autoencoder import hand_set_autoencoder
+from testbed import model_files
+from testbed.checkpoints.presets import FAMILIES
 from testbed.host import import_host
-from testbed.paths import cache_root
-from testbed.pretrain.data import Stream, floats, pictures
+from testbed.pretrain.compute import Compute
+from testbed.pretrain.data import EVERYTHING, SIDE, Stream, floats, pictures
 from testbed.pretrain.loop import Plan, batch_of, finished, fit, sheet
-from testbed.world.render import SIDE
+from testbed.world.styles import PAINTERS
 from testbed.world.vocabulary import STYLES
 
+CHANNELS = FAMILIES["sd3"].latent
+PLAN = Plan(steps=6000, lr=5e-4, batch=8, decay=3000, weight_decay=1e-4, ema=0.995, threads=1)
 STREAM = Stream("autoencoder", seed=1, others=0.45)
-HELD_BACK = 96  #: of the stream's pictures, to look at
-CROP = 48
-#: share of the steps on crops; early on more steps serve better than more pixels, borders are learnt at the end
-WITH_CROPS = 0.9
-LATENT_NOISE = 0.05  #: on latents of about unit deviation: the UNet's will not be exact either
+#: fresh scenes of the whole world, held-out glyphs and styles included: only ever looked at
+TEST_STREAM = Stream("autoencoder-test", seed=6, styles=tuple(PAINTERS), classes=EVERYTHING)
+PICTURES, HELD_BACK, TEST = 6000, 32, 64
+#: sides of the random parts that are trained on; more steps serve better than more pixels, until the end
+CROP, LATE_CROP = 64, 96
+#: latents of about unit deviation get noise of up to this deviation before decoding: the model's are not exact either
+LATENT_NOISE = 0.2
+KEPT = 4  #: channels of the autoencoder that this one begins with
+NEW = 0.3  #: the decoder's first weights for the other channels, against usual ones
 
 
 def build() -> nn.Module:
-    """The host's TAESD with fresh weights that already carry colours through; the rest of the channels is random."""
+    """The host's TAESD of 16 channels, with fresh weights."""
     import_host()
     from comfy.taesd.taesd import TAESD
 
-    module = TAESD()
-    colours = hand_set_autoencoder()
-    for name, conv in module.named_modules():
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
-        if ".conv." in name:  # residual branches start small, and leave the colours alone
-            if name.endswith(".4"):
-                conv.weight.data.mul_(0.2)[:3] = 0
-        elif name.endswith("decoder.19"):
-            conv.weight.data.mul_(0.1).add_(colours[f"{name}.weight"])
-        else:
-            conv.weight.data[:3] = colours[f"{name}.weight"][:3]
+    module = TAESD(latent_channels=CHANNELS)
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             if conv.bias is not None:
-                conv.bias.data[:3] = colours[f"{name}.bias"][:3]
+                nn.init.zeros_(conv.bias)
     for scalar in (module.vae_scale, module.vae_shift):
         scalar.requires_grad_(False)
     return module.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def begin(module: nn.Module, start: Mapping[str, Tensor], pictures: Tensor) -> None:
+    """Begin with the weights of an autoencoder of fewer channels.
+
+    The first four channels stay as they are. Random ones beside them would stay unused: the decoder does without. So
+    the others begin with what the encoder's last features say beyond those four: their principal directions.
+
+    Args:
+        start: weights of a TAESD.
+        pictures: some to find the directions with, (n, 3, side, side) in 0..1; nothing held out.
+    """
+    last, first = module.taesd_encoder[-1], module.taesd_decoder[1]
+    for name, parameter in module.named_parameters():
+        if name in start and not name.startswith(("taesd_encoder.14.", "taesd_decoder.1.")):
+            parameter.copy_(start[name])
+    kernel, bias = (start[f"taesd_encoder.14.{part}"][:KEPT] for part in ("weight", "bias"))
+    features = pictures
+    for layer in list(module.taesd_encoder)[:-1]:
+        features = layer(features)
+    known = F.conv2d(features, kernel, bias, padding=1)
+    rows, known = (t.movedim(1, -1).flatten(0, 2).double() for t in (features, known))
+    known = torch.cat([known, torch.ones(len(known), 1)], 1)
+    told = torch.linalg.lstsq(known, rows).solution  # what the four say of the features, (5, 64)
+    variances, directions = torch.linalg.eigh(torch.cov((rows - known @ told).mT))
+    more = CHANNELS - KEPT
+    reading = (directions[:, -more:] / variances[-more:].clamp(min=1e-8).sqrt()).mT.flip(0)
+    middle = torch.zeros(more, *kernel.shape[1:])
+    middle[:, :, 1, 1] = reading.float()
+    less = (reading @ told.mT).float()  # (more, 5)
+    last.weight.copy_(torch.cat([kernel, middle - torch.einsum("mk,kcij->mcij", less[:, :KEPT], kernel)]))
+    last.bias.copy_(torch.cat([bias, -less[:, :KEPT] @ bias - less[:, KEPT]]))
+    first.weight.mul_(NEW)[:, :KEPT] = start["taesd_decoder.1.weight"][:, :KEPT]
+    first.bias.copy_(start["taesd_decoder.1.bias"])
+
+
+def load(work: Path) -> nn.Module:
+    """The trained autoencoder, frozen."""
+    codec = build()
+    codec.load_state_dict(finished(work / "autoencoder"), strict=False)
+    return codec.requires_grad_(False).eval()
+
+
+def fingerprint(work: Path) -> str:
+    """Of the trained weights: what is made with them is kept under it."""
+    weights = finished(work / "autoencoder")
+    content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 class StyleHead(nn.Sequential):
@@ -62,27 +109,29 @@ class StyleHead(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            *(nn.Conv2d(4, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 1), nn.ReLU()),
+            *(nn.Conv2d(CHANNELS, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 1), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, len(STYLES))),
         )
 
 
-def recoloured(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """A fifth of the batch with other colours: channels mixed, some inverted. Shape (n, 3, h, w) in 0..1."""
+def recoloured(batch: Tensor, generator: torch.Generator, share: float = 0.45) -> Tensor:
+    """A part of the batch with other colours: channels mixed, some inverted, tinted. Shape (n, 3, h, w) in 0..1."""
     count = len(batch)
-    mix = torch.eye(3) + 0.5 * torch.randn(count, 3, 3, generator=generator)
+    mix = torch.eye(3) + 0.7 * torch.randn(count, 3, 3, generator=generator)
     mix = mix / mix.abs().sum(2, keepdim=True)
-    mixed = torch.einsum("nij,njhw->nihw", mix, batch - 0.5) + 0.5
-    contrast = 1 + torch.rand(count, 1, 1, 1, generator=generator)
-    mixed = ((mixed - 0.5) * contrast + 0.5).clamp(0, 1)
-    chosen = torch.rand(count, 1, 1, 1, generator=generator) < 0.2
-    return torch.where(chosen, mixed, batch)
+    mixed = torch.einsum("nij,njhw->nihw", mix, batch - 0.5)
+    contrast = 0.7 + 1.3 * torch.rand(count, 1, 1, 1, generator=generator)
+    contrast = torch.where(torch.rand(contrast.shape, generator=generator) < 0.4, -contrast, contrast)
+    tint = 0.5 + 0.25 * torch.randn(count, 3, 1, 1, generator=generator)
+    chosen = torch.rand(count, 1, 1, 1, generator=generator) < share
+    mixed = (mixed * contrast + tint).clamp(0, 1)
+    return torch.where(chosen, mixed, batch).contiguous(memory_format=torch.channels_last)
 
 
-def cropped(batch: Tensor, generator: torch.Generator) -> Tensor:
+def cropped(batch: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """A random part of each picture, on the latents' grid: textures keep their phase."""
-    places = 8 * torch.randint((SIDE - CROP) // 8 + 1, (len(batch), 2), generator=generator)
-    parts = [picture[:, y : y + CROP, x : x + CROP] for picture, (y, x) in zip(batch, places.tolist(), strict=True)]
+    places = 8 * torch.randint((SIDE - side) // 8 + 1, (len(batch), 2), generator=generator)
+    parts = [picture[:, y : y + side, x : x + side] for picture, (y, x) in zip(batch, places.tolist(), strict=True)]
     return torch.stack(parts).contiguous(memory_format=torch.channels_last)
 
 
@@ -90,61 +139,90 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
-def loss_of(module: nn.Module, batch: Tensor, styles: Tensor, generator: torch.Generator) -> Tensor:
-    latents = module.taesd_encoder(batch)
-    noise = LATENT_NOISE * torch.randn(latents.shape, generator=generator)
-    again = module.taesd_decoder(latents + noise)
-    style = F.cross_entropy(module.style(latents + 2 * noise), styles)
+def _difference(again: Tensor, batch: Tensor) -> Tensor:
+    """How unlike two batches of pictures are: colours, edges, and how busy each place is."""
     error = again - batch
     edges = sum(sum(d.abs().mean() for d in _slopes(e)) for e in (error, F.avg_pool2d(error, 2)))
-    # how busy each place is, whatever the phase: textures would otherwise be averaged away
+    # whatever the phase: textures would otherwise be averaged away
     texture = sum(
         (F.avg_pool2d(ours.abs(), 4) - F.avg_pool2d(theirs.abs(), 4)).abs().mean()
         for ours, theirs in zip(_slopes(again), _slopes(batch), strict=True)
     )
-    # keeps latents near unit deviation, well inside the decoder's tanh
-    size = (latents.square().mean((0, 2, 3)) - 1).square().mean() + 0.1 * latents.mean((0, 2, 3)).square().mean()
-    return error.abs().mean() + 0.5 * edges + 0.5 * texture + 0.05 * size + 0.05 * style
+    return error.abs().mean() + 0.5 * edges + 0.5 * texture
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--pictures", type=int, default=12_000)
-    parser.add_argument("--start", type=Path, help="the state file of an earlier run, to begin with its weights")
-    parser.add_argument("--work", type=Path, default=cache_root() / "pretrain")
-    args = parser.parse_args()
-    data, scenes = pictures(STREAM, args.pictures, args.work)
+def loss_of(module: nn.Module, batch: Tensor, styles: Tensor, generator: torch.Generator) -> Tensor:
+    """
+    Args:
+        batch: pictures (n, 3, h, w) in 0..1.
+        styles: the number of each picture's style, (n,).
+    """
+    latents = module.taesd_encoder(batch).float()
+    draw = torch.randn(latents.shape, generator=generator)
+    noise = LATENT_NOISE * torch.rand(len(batch), 1, 1, 1, generator=generator) * draw
+    noise = noise.to(latents.device)
+    loss = _difference(module.taesd_decoder(latents + noise).float(), batch)
+    # half as large latents are a picture half as large: coarse latents mean coarse shapes, which the model learns first
+    some = -(-len(batch) // 2)
+    small = module.taesd_decoder(F.avg_pool2d(latents[:some], 2)).float()
+    loss = loss + 0.1 * (small - F.avg_pool2d(batch[:some], 2)).abs().mean()
+    # keeps latents near unit deviation, well inside the decoder's tanh, and channels from saying the same
+    rows = latents.movedim(1, 0).flatten(1)
+    size = (torch.cov(rows) - torch.eye(CHANNELS, device=rows.device)).square().sum() / CHANNELS + 0.1 * rows.mean(
+        1
+    ).square().mean()
+    style = F.cross_entropy(module.style(latents + 2 * noise).float(), styles)
+    return loss + 0.05 * size + 0.05 * style
+
+
+def peak_ratio(again: Tensor, batch: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture in dB, (n,)."""
+    return -10 * (again.clamp(0, 1) - batch).square().mean((1, 2, 3)).log10()
+
+
+def sharpness(batch: Tensor) -> Tensor:
+    """Mean gradient of each picture, (n,)."""
+    return sum(d.abs().mean((1, 2, 3)) for d in _slopes(batch))  # type: ignore[return-value]
+
+
+def _start(work: Path) -> Mapping[str, Tensor]:
+    """Weights to begin with: those in the work folder, or the shipped ones."""
+    own = work / "start.safetensors"
+    return load_file(own) if own.exists() else model_files.load(model_files.AUTOENCODER)
+
+
+def train(work: Path, plan: Plan = PLAN) -> None:
+    data, scenes = pictures(STREAM, PICTURES, work)
+    test, test_scenes = pictures(TEST_STREAM, TEST, work)
     styles = torch.tensor([STYLES.index(scene.style) for scene in scenes])
+    device, folder = Compute.find().device, work / "autoencoder"
     torch.manual_seed(0)
-    module, folder = build(), args.work / "autoencoder"
+    module = build()
+    begin(module, _start(work), floats(data[:HELD_BACK]))
     module.style = StyleHead()
-    if args.start:
-        module.load_state_dict(finished(args.start), strict=False)
+    module.to(device)
 
     def step(number: int, generator: torch.Generator) -> Tensor:
-        rows = HELD_BACK + batch_of(len(data) - HELD_BACK, args.batch, generator)
-        batch, style = floats(data[rows]), styles[rows]
-        if number < WITH_CROPS * args.steps:
-            batch = cropped(batch, generator)
-        else:
-            batch, style = (part[: max(1, args.batch // 2)] for part in (batch, style))
-        return loss_of(module, recoloured(batch, generator), style, generator)
+        late = number >= plan.plateau_end
+        rows = HELD_BACK + batch_of(len(data) - HELD_BACK, plan.batch // 2 if late else plan.batch, generator)
+        batch = recoloured(cropped(floats(data[rows]), LATE_CROP if late else CROP, generator), generator)
+        return loss_of(module, batch.to(device), styles[rows].to(device), generator)
 
-    def look(number: int) -> None:
-        held = floats(data[:HELD_BACK])
-        latents = module.taesd_encoder(held)
-        again = module.taesd_decoder(latents).clamp(0, 1)
-        right = (module.style(latents).argmax(1) == styles[:HELD_BACK]).float().mean()
-        peak = -10 * (again - held).square().mean((1, 2, 3)).log10().mean()
-        print(f"  {number}: PSNR {peak:.2f} dB, style {right:.2f}", flush=True)
-        rows = [row for i in range(0, 24, 8) for row in (held[i : i + 8], again[i : i + 8])]
-        sheet([picture for row in rows for picture in row], 8, folder / f"look-{number:06}.png")
+    def through(of: Tensor) -> Tensor:
+        return torch.cat([module.taesd_decoder(module.taesd_encoder(p.to(device))).float().cpu() for p in of.split(16)])
 
-    fit(module, step, Plan(args.steps, args.lr, look_every=500, weight_decay=1e-4), folder, look)
+    def look(number: int) -> dict[str, float]:
+        held, fresh = floats(data[:HELD_BACK]), floats(test)
+        held_again, again = through(held), through(fresh)
+        ratio = peak_ratio(again, fresh)
+        new = torch.tensor([scene.style not in STYLES for scene in test_scenes])
+        rows = [row for i in range(0, 24, 6) for row in (fresh[i : i + 6], again[i : i + 6])]
+        sheet([picture for row in rows for picture in row], 6, folder / f"look-{number:06}.png")
+        return {
+            "held_back_db": float(peak_ratio(held_again, held).mean()),
+            "test_db": float(ratio.mean()),
+            "test_new_styles_db": float(ratio[new].mean()),
+            "sharpness": float((sharpness(again) / sharpness(fresh)).mean()),
+        }
 
-
-if __name__ == "__main__":
-    main()
+    fit(module, step, plan, folder, look)

@@ -3,30 +3,29 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from testbed.classifier import CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES, Classifier, Predictions
-from testbed.paths import cache_root
-from testbed.pretrain.data import Stream, floats, pictures
+from testbed.pretrain import autoencoder
+from testbed.pretrain.compute import Compute, use_threads
+from testbed.pretrain.data import EVERYTHING, SIDE, Stream, floats, pictures
 from testbed.pretrain.loop import Plan, batch_of, fit, kept
-from testbed.pretrain.unet import load_codec
-from testbed.world.render import SIDE
 from testbed.world.scene import Scene
-from testbed.world.vocabulary import BACKGROUNDS, CLASSES, SUBJECTS
+from testbed.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, SUBJECTS
 
-EVERYTHING = {
-    kind: [*glyphs, *(name for name, (of, _) in SUBJECTS.items() if of == kind)] for kind, glyphs in CLASSES.items()
-}
+FOLD = 2  #: of the network, see :class:`testbed.classifier.Classifier`
+PLAN = Plan(steps=5000, lr=7e-4, batch=24, decay=2500, ema=0.995, look_every=1000, threads=1)
 STREAM = Stream("classifier", seed=3, styles=STYLE_NAMES, classes=EVERYTHING)
 TEST_STREAM = Stream("classifier-test", seed=4, styles=STYLE_NAMES, classes=EVERYTHING)
+PICTURES, DECODED = 8000, 2500  #: pictures, and how many of them also pass the autoencoder
+TEST, TEST_DECODED = 1000, 500
 #: styles that leave nothing of a background's colour
 ONE_COLOUR = ("sepia print", "blueprint", "thermal camera")
-TEST = 2000
+MOVED = 8  #: pixels that a picture is moved at most
 
 
 def labels_of(scenes: list[Scene]) -> dict[str, Tensor]:
@@ -41,66 +40,73 @@ def labels_of(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def loss_of(predictions: Predictions, labels: dict[str, Tensor]) -> Tensor:
-    losses = {what: F.cross_entropy(getattr(predictions, what), label) for what, label in labels.items()}
+    losses = {what: F.cross_entropy(getattr(predictions, what).float(), label) for what, label in labels.items()}
     return losses["glyph"] + losses["kind"] + 0.5 * (losses["style"] + losses["background"])
 
 
 def disturbed(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifted by up to four pixels, a little noise and other brightness: samples are not exact renders."""
-    dy, dx = torch.randint(-4, 5, (2,), generator=generator).tolist()
-    batch = F.pad(batch, (4, 4, 4, 4), mode="replicate")[..., 4 + dy : 4 + dy + SIDE, 4 + dx : 4 + dx + SIDE]
+    """Moved, with a little noise and other brightness: samples are not exact renders."""
+    dy, dx = torch.randint(2 * MOVED + 1, (2,), generator=generator).tolist()
+    batch = F.pad(batch, (MOVED,) * 4, mode="replicate")[..., dy : dy + SIDE, dx : dx + SIDE]
     batch = batch * (1 + 0.1 * torch.randn(len(batch), 1, 1, 1, generator=generator))
     return (batch + 0.02 * torch.randn(batch.shape, generator=generator)).clamp(0, 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--pictures", type=int, default=16_000)
-    parser.add_argument("--decoded", type=int, default=3_000, help="how many of them also pass the autoencoder")
-    parser.add_argument("--work", type=Path, default=cache_root() / "pretrain")
-    args = parser.parse_args()
-    codec = load_codec(args.work)
+def through_codec(codec: nn.Module, data: Tensor, compute: Compute) -> Tensor:
+    """Stored pictures after the autoencoder, as they are stored."""
+    parts = []
+    for part in data.split(16):
+        with torch.no_grad(), compute.autocast():
+            again = codec.taesd_decoder(codec.taesd_encoder(floats(part).to(compute.device)))
+        parts.append(again.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+    return torch.cat(parts)
 
-    def through_codec(data: Tensor) -> Tensor:
-        parts = [codec.taesd_decoder(codec.taesd_encoder(floats(part))) for part in data.split(50)]
-        return torch.cat(parts).clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1)
 
-    data, scenes = pictures(STREAM, args.pictures, args.work)
-    test, test_scenes = pictures(TEST_STREAM, TEST, args.work)
+def accuracies(
+    predictions: Predictions, labels: dict[str, Tensor], scenes: list[Scene], prefix: str
+) -> dict[str, float]:
+    """Shares of right answers, over all and over held-out glyphs (class) and styles (style)."""
+    right = {what: (getattr(predictions, what).argmax(1) == label).float() for what, label in labels.items()}
+    new_glyph = torch.tensor([s.glyph in SUBJECTS for s in scenes])
+    new_style = torch.tensor([s.style in HELD_OUT_STYLES for s in scenes])
+    shares = {what: float(r[labels[what] >= 0].mean()) for what, r in right.items()}
+    shares |= {"new_kind": float(right["kind"][new_glyph].mean()), "new_style": float(right["style"][new_style].mean())}
+    return {f"{prefix}_{what}": share for what, share in shares.items()}
+
+
+def train(work: Path, plan: Plan = PLAN) -> None:
+    use_threads(plan.threads)
+    found = Compute.find()
+    device = found.device
+    codec = autoencoder.load(work).to(device)
+    data, scenes = pictures(STREAM, PICTURES, work)
+    test, test_scenes = pictures(TEST_STREAM, TEST, work)
     decoded = kept(
-        args.work / f"classifier-decoded-{args.decoded}.safetensors",
-        lambda: {"test": through_codec(test[: TEST // 4]), "pictures": through_codec(data[: args.decoded])},
+        work / f"classifier-decoded-{DECODED}-{autoencoder.fingerprint(work)}.safetensors",
+        lambda: {
+            "test": through_codec(codec, test[:TEST_DECODED], found),
+            "pictures": through_codec(codec, data[:DECODED], found),
+        },
     )
-    test_decoded, data = decoded["test"], torch.cat([data, decoded["pictures"]])
-    labels, test_labels = labels_of(scenes + scenes[: args.decoded]), labels_of(test_scenes)
+    labels, test_labels = labels_of(scenes), labels_of(test_scenes)
     torch.manual_seed(0)
-    module = Classifier().to(memory_format=torch.channels_last)
+    module = Classifier(FOLD).to(memory_format=torch.channels_last).to(device)
 
     def step(_: int, generator: torch.Generator) -> Tensor:
-        from_codec = args.pictures + batch_of(args.decoded, args.batch // 2, generator)
-        rows = torch.cat([batch_of(args.pictures, args.batch - args.batch // 2, generator), from_codec])
-        batch = disturbed(floats(data[rows]), generator)
-        return loss_of(module(batch), {what: label[rows] for what, label in labels.items()})
+        half = plan.batch // 2
+        fresh = batch_of(PICTURES, plan.batch - half, generator)
+        again = batch_of(DECODED, half, generator)
+        batch = disturbed(floats(torch.cat([data[fresh], decoded["pictures"][again]])), generator)
+        batch = batch.contiguous(memory_format=torch.channels_last).to(device)
+        rows = torch.cat([fresh, again])
+        return loss_of(module(batch), {what: label[rows].to(device) for what, label in labels.items()})
 
-    def look(_: int) -> None:
-        for name, of in (("fresh renders", test), ("through the autoencoder", test_decoded)):
-            parts = [module(floats(part)) for part in of.split(250)]
-            said = {what: torch.cat([getattr(v, what) for v in parts]).argmax(1) for what in test_labels}
-            right = {what: said[what] == label[: len(of)] for what, label in test_labels.items()}
-            known = test_labels["background"][: len(of)] >= 0
-            right["background"] = right["background"][known]
-            print(f"  {name}: " + ", ".join(f"{what} {r.float().mean():.3f}" for what, r in right.items()), flush=True)
-            worst = {
-                s: float(right["kind"][test_labels["style"][: len(of)] == i].float().mean())
-                for i, s in enumerate(STYLE_NAMES)
-            }
-            print("    class by style: " + ", ".join(f"{s} {v:.2f}" for s, v in worst.items()), flush=True)
+    def look(_: int) -> dict[str, float]:
+        shares: dict[str, float] = {}
+        for prefix, of in (("fresh", test), ("decoded", decoded["test"])):
+            predictions = Predictions.joined([module(floats(part).to(device)).to("cpu") for part in of.split(100)])
+            known = {what: label[: len(of)] for what, label in test_labels.items()}
+            shares |= accuracies(predictions, known, test_scenes[: len(of)], prefix)
+        return shares
 
-    fit(module, step, Plan(args.steps, args.lr, ema=0.995, look_every=1000), args.work / "classifier", look)
-
-
-if __name__ == "__main__":
-    main()
+    fit(module, step, plan, work / "classifier", look)

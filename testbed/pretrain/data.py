@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,15 @@ from torch import Tensor
 
 from soda_core.files import replacing
 from testbed.world.glyphs import other_glyphs, world_glyphs
-from testbed.world.render import SIDE, render
+from testbed.world.render import render
 from testbed.world.scene import Scene, draw_scene
-from testbed.world.vocabulary import CLASSES, STYLES
+from testbed.world.vocabulary import CLASSES, STYLES, SUBJECTS
 
+SIDE = 192  #: of the pictures that the base is trained on, in pixels
+#: class -> all its glyphs, held-out ones too
+EVERYTHING = {
+    kind: [*glyphs, *(name for name, (of, _) in SUBJECTS.items() if of == kind)] for kind, glyphs in CLASSES.items()
+}
 _CHUNK = 64
 
 
@@ -45,16 +51,25 @@ def pictures(stream: Stream, count: int, folder: Path) -> tuple[Tensor, list[Sce
     """The first ``count`` pictures of a stream, uint8 of shape (count, SIDE, SIDE, 3), and their scenes."""
     path = folder / f"{stream.name}-{SIDE}px-{count}.safetensors"
     if not path.exists():
-        starts = range(0, count, _CHUNK)
-        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-            chunks = pool.map(partial(_chunk, stream), starts, chunksize=4)
-        drawn = np.concatenate([chunk for chunk, _ in chunks])[:count]
-        scenes = [asdict(scene) for _, chunk in chunks for scene in chunk][:count]
+        scenes = [asdict(scene) for scene in itertools.islice(scenes_of(stream), count)]
         with replacing(path) as unfinished:
-            save_file({"pictures": torch.from_numpy(drawn)}, unfinished, {"scenes": json.dumps(scenes)})
+            save_file({"pictures": drawn(stream, 0, count)}, unfinished, {"scenes": json.dumps(scenes)})
     with safe_open(path, "pt") as file:
         entries = json.loads(file.metadata()["scenes"])
         return file.get_tensor("pictures"), [Scene(**{**entry, "place": tuple(entry["place"])}) for entry in entries]
+
+
+def drawn(stream: Stream, start: int, count: int) -> Tensor:
+    """Pictures of a stream from number ``start`` on, a multiple of 64; uint8 of shape (count, SIDE, SIDE, 3)."""
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        chunks = pool.map(partial(_chunk, stream), range(start, start + count, _CHUNK), chunksize=2)
+    return torch.from_numpy(np.concatenate(chunks)[:count])
+
+
+def scenes_of(stream: Stream) -> Iterator[Scene]:
+    """All scenes of a stream, without end."""
+    for start in itertools.count(0, _CHUNK):
+        yield from _scenes(stream, start)
 
 
 def floats(data: Tensor) -> Tensor:
@@ -62,25 +77,25 @@ def floats(data: Tensor) -> Tensor:
     return (data.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
 
 
-def _chunk(stream: Stream, start: int) -> tuple[np.ndarray, list[Scene]]:
-    random = np.random.default_rng((stream.seed, start))
-    bitmaps: dict[str, Image.Image] = world_glyphs()
-    others: dict[str, Image.Image] = {}
+def _chunk(stream: Stream, start: int) -> np.ndarray:
+    bitmaps: Mapping[str, Image.Image] = world_glyphs()
     if stream.others:
-        others = _others()
-        bitmaps = others | bitmaps
-    classes = dict(stream.classes or {kind: list(glyphs) for kind, glyphs in CLASSES.items()})
+        bitmaps = _others() | dict(bitmaps)
+    return np.stack([render(scene, SIDE, bitmaps) for scene in _scenes(stream, start)])
+
+
+def _scenes(stream: Stream, start: int) -> list[Scene]:
+    """The chunk of scenes that begins with number ``start``."""
+    random = np.random.default_rng((stream.seed, start))
+    known = dict(stream.classes or {kind: list(glyphs) for kind, glyphs in CLASSES.items()})
+    other = {"other": list(_others())} if stream.others else {}
     scenes = []
     for _ in range(_CHUNK):
         from_outside = random.random() < stream.others
-        scenes.append(draw_scene(random, {"other": list(others)} if from_outside else classes, stream.styles))
-    return np.stack([render(scene, SIDE, bitmaps) for scene in scenes]), scenes
+        scenes.append(draw_scene(random, other if from_outside else known, stream.styles))
+    return scenes
 
 
-_cache: dict[str, Image.Image] = {}
-
-
+@cache
 def _others() -> dict[str, Image.Image]:
-    if not _cache:
-        _cache.update(other_glyphs())
-    return _cache
+    return other_glyphs()

@@ -1,45 +1,71 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes what was trained to ``demo/model/``, in 8 bits, and says what that costs."""
+"""Writes what was trained as it is shipped, in few bits, says what that costs, and makes a checkpoint of it."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from testbed import model_files
-from testbed.paths import cache_root
-from testbed.pretrain import unet
+from testbed.checkpoints import Parts, write
+from testbed.checkpoints.diffusion import MMDiT
+from testbed.pretrain import latents
 from testbed.pretrain.loop import finished
+from testbed.text_encoder import weights
+
+#: a third of the model's numbers turn a noise level into shifts, scales and gates; they need the least precision
+COARSE, COARSE_BITS = "adaLN_modulation", 6
+AUTOENCODER, MODEL, CLASSIFIER = "autoencoder", "model", "classifier"
 
 
-def autoencoder_tensors(work: Path) -> dict[str, Tensor]:
-    """The autoencoder with its latents' mean and deviation in the host's ``vae_shift`` and ``vae_scale``."""
-    latents = unet.known_latents(work)
-    middle, deviation = float(latents.mean()), float(latents.std())
-    weights = dict(finished(work / "autoencoder" / "state.safetensors"))
-    weights["vae_scale"] = torch.tensor(unet.SD_SCALE * deviation)
-    weights["vae_shift"] = torch.tensor(-middle / (unet.SD_SCALE * deviation))
-    return weights
+def export(work: Path) -> None:
+    """Files in ``work/export`` and ``checkpoint.safetensors`` beside them."""
+    folder = work / "export"
+    codec = {name: value for name, value in finished(work / AUTOENCODER).items() if not name.startswith("style.")}
+    codec |= latents.host_scalars(latents.known(work))
+    pack(folder, {AUTOENCODER: codec, **{name: finished(work / name) for name in (MODEL, CLASSIFIER)}})
+    path = write(folder / "checkpoint.safetensors", parts(folder), note="knows the pictures of testbed/world")
+    print(f"as a checkpoint: {path}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=cache_root() / "pretrain")
-    args = parser.parse_args()
-    for path, tensors in (
-        (model_files.AUTOENCODER, autoencoder_tensors(args.work)),
-        (model_files.UNET, finished(args.work / "unet" / "state.safetensors")),
-        (model_files.CLASSIFIER, finished(args.work / "classifier" / "state.safetensors")),
-    ):
-        model_files.save(path, tensors)
-        stored = model_files.load(path)
-        error = sum(float((stored[n] - v).square().sum()) for n, v in tensors.items())
-        error = (error / sum(float(v.square().sum()) for v in tensors.values())) ** 0.5
-        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, weights off by {error:.2%}")
+def pack(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write a file for each part, and say how large it is and how far its weights are off."""
+    total = 0.0
+    for name, tensors in weights.items():
+        path = _file(folder, name)
+        model_files.save(path, tensors, {part: COARSE_BITS for part in tensors if COARSE in part and "weight" in part})
+        stored, size = model_files.load(path), path.stat().st_size / 1e6
+        off = sum(float((stored[n] - v).square().sum()) for n, v in tensors.items())
+        off = (off / sum(float(v.square().sum()) for v in tensors.values())) ** 0.5
+        total += size
+        print(f"{path}: {size:.1f} MB, weights off by {off:.2%}")
+    print(f"{total:.1f} MB in all")
 
 
-if __name__ == "__main__":
-    main()
+def parts(folder: Path) -> Parts:
+    """The tensors of the checkpoint, by their names in it, from the exported files."""
+    model = model_files.load(_file(folder, MODEL))
+    # the host pads what CLIP-L says of a token with zeros
+    context = model["context_embedder.weight"]
+    model["context_embedder.weight"] = F.pad(context, (0, MMDiT.context - context.shape[1]))
+    return {
+        "unet": {f"model.diffusion_model.{name}": value for name, value in model.items()},
+        "clip": {f"text_encoders.clip_l.transformer.{name}": value for name, value in _text_encoder().items()},
+        "vae": {
+            f"first_stage_model.{name}": value for name, value in model_files.load(_file(folder, AUTOENCODER)).items()
+        },
+    }
+
+
+def _text_encoder() -> dict[str, Tensor]:
+    tensors = weights()
+    width = len(tensors["text_model.final_layer_norm.weight"])
+    # pooled, a text says nothing: the model does not ask
+    return tensors | {"text_projection.weight": tensors["text_model.final_layer_norm.bias"][:1].expand(width, width)}
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"

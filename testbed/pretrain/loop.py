@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One training loop for the autoencoder, the UNet and the classifier, which goes on where it was stopped."""
+"""One training loop for the autoencoder, the classifier and the model, which goes on where it was stopped."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,31 +18,42 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from soda_core.files import replacing
+from testbed.pretrain.compute import Compute, use_threads
+
+LOG_EVERY = 50  #: steps
+STATE, PLATEAU = "state.safetensors", "plateau.safetensors"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: AdamW, linear warm-up, a constant rate, then half a cosine down to a twentieth of it.
+    """How to train: AdamW, linear warm-up, a constant rate, and over the last ``decay`` steps down to nearly nothing.
 
-    ``decay``: the share of the steps that the way down takes.
+    The weights before the way down are kept, so a plan with more steps goes on from there and loses nothing but the
+    way down itself.
     """
 
     steps: int
     lr: float
+    batch: int
+    decay: int = 0
     warmup: int = 100
-    decay: float = 1.0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     ema: float = 0.0  #: decay of the averaged weights; 0 keeps none
-    save_seconds: float = 300
+    #: on the CPU, 0 = all. Those of a convolution's way back wait for each other spinning: beside other work that takes
+    #: them longer than one alone, at low priority for ever
+    threads: int = 0
+    save_seconds: float = 200
     look_every: int = 500
 
+    @property
+    def plateau_end(self) -> int:
+        return self.steps - self.decay
+
     def lr_at(self, step: int) -> float:
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        span = self.decay * (self.steps - self.warmup)
-        part = (step - (self.steps - span)) / max(1, span)
-        return self.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(max(part, 0.0), 1.0))))
+        rising = min(1.0, (step + 1) / self.warmup)
+        falling = min(1.0, (self.steps - step) / max(1, self.decay))
+        return self.lr * min(rising, 0.02 + 0.98 * falling)
 
 
 def fit(
@@ -49,50 +61,71 @@ def fit(
     loss_of: Callable[[int, torch.Generator], Tensor],
     plan: Plan,
     folder: Path,
-    look: Callable[[int], None],
+    look: Callable[[int], Mapping[str, float]],
+    compute: Compute | None = None,
 ) -> None:
     """Train a network.
 
     Every step's random numbers depend on its number alone, so a run that was stopped ends as one that was not.
 
     Args:
-        loss_of: the loss of one step by its number; draws from the generator only.
-        folder: of the run's state (see :func:`finished`) and its log (``log.jsonl``: step, loss, seconds).
-        look: called every ``look_every`` steps with the averaged weights in the network, to draw something.
+        loss_of: the loss of one step by its number, for a batch of ``plan.batch``; draws from the generator only.
+        folder: of the run's state (see :func:`finished`) and its log (``log.jsonl``).
+        look: called every ``look_every`` steps with the averaged weights in the network, to measure and to draw; what
+            it returns goes into the log.
+        compute: by default the device at hand, in the faster of float32 and bfloat16.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = _State(folder / "state.safetensors", module, plan)
+    state = State(folder, module, plan)
+    first, samples = state.restore()
+    if first >= plan.steps:
+        return
+    use_threads(plan.threads)
+    if compute is None:
+        compute = Compute.find().faster(lambda: loss_of(first, torch.Generator().manual_seed(first)))
+        state.optimizer.zero_grad(set_to_none=True)
     started, saved, losses = time.monotonic(), time.monotonic(), []
-    for step in range(state.restore(), plan.steps):
-        loss = loss_of(step, torch.Generator().manual_seed(step))
+    for step in range(first, plan.steps):
+        if plan.decay and step == plan.plateau_end:
+            state.save(step, samples)
+            state.keep_plateau()
+        with compute.autocast():
+            loss = loss_of(step, torch.Generator().manual_seed(step))
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise RuntimeError(f"the loss is {losses[-1]} at step {step}")
         state.update(loss, plan.lr_at(step))
         state.average(step)
-        last = step + 1 == plan.steps
-        if (step + 1) % 50 == 0 or last:
-            entry = {"step": step + 1, "loss": sum(losses) / len(losses), "seconds": time.monotonic() - started}
-            with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
-            print(f"{step + 1}/{plan.steps} loss {entry['loss']:.5f} {entry['seconds']:.0f} s", flush=True)
+        samples += plan.batch
+        done, last = step + 1, step + 1 == plan.steps
+        entry: dict[str, float] = {"step": done, "samples": samples}
+        if done % LOG_EVERY == 0 or last:
+            entry |= {"loss": sum(losses) / len(losses), "lr": plan.lr_at(step), "seconds": time.monotonic() - started}
             losses = []
-        if (step + 1) % plan.look_every == 0 or last:
-            with state.averaged_weights(), torch.no_grad():
-                look(step + 1)
+        if done % plan.look_every == 0 or last:
+            with state.averaged_weights(), torch.no_grad(), compute.autocast():
+                entry |= look(done)
+        if len(entry) > 2:
+            _note(entry, folder)
         if time.monotonic() - saved > plan.save_seconds or last:
-            state.save(step + 1)
+            state.save(done, samples)
             saved = time.monotonic()
+
+
+def _note(entry: Mapping[str, float], folder: Path) -> None:
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps(entry) + "\n")
+    print(folder.name + ": " + ", ".join(f"{name} {value:.6g}" for name, value in entry.items()), flush=True)
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class _State:
+class State:
     """Parameters, their moments and averages, in one file."""
 
-    def __init__(self, path: Path, module: nn.Module, plan: Plan) -> None:
-        self.path, self.plan = path, plan
+    def __init__(self, folder: Path, module: nn.Module, plan: Plan) -> None:
+        self.path, self.plateau, self.plan = folder / STATE, folder / PLATEAU, plan
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas, fused=True
@@ -128,36 +161,59 @@ class _State:
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, samples: int) -> None:
         tensors = {f"ema/{name}": value for name, value in self.averaged.items()}
         for name, parameter in self.parameters.items():
             tensors[f"value/{name}"] = parameter.detach()
             for moment in _MOMENTS:
                 tensors[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
+        notes = {"step": str(step), "samples": str(samples), "steps": str(self.plan.steps)}
         with replacing(self.path) as unfinished:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, {"step": str(step)})
+            save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, notes)
+
+    def keep_plateau(self) -> None:
+        with replacing(self.plateau) as unfinished:
+            shutil.copyfile(self.path, unfinished)
 
     @torch.no_grad()
-    def restore(self) -> int:
-        """The number of steps done."""
-        if not self.path.exists():
-            return 0
-        with safe_open(self.path, "pt") as file:
-            step = int(file.metadata()["step"])
+    def restore(self) -> tuple[int, int]:
+        """The steps done and the samples seen."""
+        path = self._newest()
+        if path is None:
+            return 0, 0
+        with safe_open(path, "pt") as file:
+            step, samples = (int(file.metadata()[name]) for name in ("step", "samples"))
             for name, parameter in self.parameters.items():
                 parameter.copy_(file.get_tensor(f"value/{name}"))
                 moments = {m: torch.empty_like(parameter) for m in _MOMENTS}
                 for moment, value in moments.items():
                     value.copy_(file.get_tensor(f"{moment}/{name}"))
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+                count = torch.tensor(float(step), device=parameter.device)
+                self.optimizer.state[parameter] = {"step": count, **moments}
             for name, value in self.averaged.items():
                 value.copy_(file.get_tensor(f"ema/{name}"))
-        return step
+        return step, samples
+
+    def _newest(self) -> Path | None:
+        """The last state, or the one before its way down if the plan has more steps by now."""
+        if not self.path.exists():
+            return None
+        notes = progress(self.path)
+        longer = self.plan.steps > notes["steps"] and self.plateau.exists()
+        return self.plateau if longer and progress(self.plateau)["step"] <= notes["step"] else self.path
 
 
-def finished(path: Path) -> dict[str, Tensor]:
-    """The weights in a run's state file, averaged where there are averages."""
+def progress(path: Path) -> dict[str, int]:
+    """``step``, ``samples`` and planned ``steps`` of a state file; zeros if there is none."""
+    if not path.exists():
+        return dict.fromkeys(("step", "samples", "steps"), 0)
     with safe_open(path, "pt") as file:
+        return {name: int(value) for name, value in file.metadata().items()}
+
+
+def finished(folder: Path) -> dict[str, Tensor]:
+    """The weights in a run's state, averaged where there are averages."""
+    with safe_open(folder / STATE, "pt") as file:
         names = list(file.keys())
         prefix = "ema/" if any(name.startswith("ema/") for name in names) else "value/"
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
@@ -182,5 +238,6 @@ def sheet(pictures: Iterable[Tensor], columns: int, path: Path) -> None:
     items = list(pictures)
     items += [torch.ones_like(items[0])] * (-len(items) % columns)
     rows = [torch.cat(items[i : i + columns], 2) for i in range(0, len(items), columns)]
-    grid = torch.cat(rows, 1).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0)
-    Image.fromarray(grid.numpy()).save(path)
+    grid = torch.cat(rows, 1).float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0)
+    with replacing(path) as unfinished:
+        Image.fromarray(grid.numpy()).save(unfinished, format="PNG")

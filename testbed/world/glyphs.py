@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from testbed.world.vocabulary import GLYPHS
 
 SHEET = Path(__file__).with_name("glyphs.png")
-CELL = 112  #: side of a cell of the sheet; a glyph fills it in height or width
+CELL = 136  #: side of a cell of the sheet, the width of the font's bitmaps: no detail is lost
 COLUMNS = 10
 STRIKE = 109  #: the one bitmap size in the font
 FONT_PLACES = (

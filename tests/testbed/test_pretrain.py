@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The training loop of the demo's base, its noise levels, its pictures, and weights in few bits."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from testbed import model_files
+from testbed.classifier import Classifier
+from testbed.pretrain.compute import Compute
+from testbed.pretrain.data import Stream, drawn, pictures, scenes_of
+from testbed.pretrain.loop import PLATEAU, STATE, Plan, finished, fit, progress
+from testbed.world.vocabulary import HELD_OUT_STYLES, SUBJECTS
+
+PLAN = Plan(steps=9, lr=0.05, batch=2, decay=3, warmup=2, ema=0.9, look_every=4)
+FLOAT32 = Compute(torch.device("cpu"))
+
+
+def run(folder, plan: Plan = PLAN, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+    """Train a toy; ``stop_at``: interrupt it before that step."""
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        return (module(torch.randn(plan.batch, 4, generator=generator)) - 1).square().mean()
+
+    fit(module, loss_of, plan, folder, lambda _: {"answer": 42.0}, FLOAT32)
+    return finished(folder)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("stop_at", [2, 6, 8])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, stop_at: int) -> None:
+    plan = replace(PLAN, save_seconds=0)  # after every step
+    whole = run(tmp_path / "whole", plan)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", plan, stop_at)
+    assert progress(tmp_path / "parts" / STATE) == {"step": stop_at, "samples": 2 * stop_at, "steps": 9}
+    assert same(run(tmp_path / "parts", plan), whole)
+
+
+def test_a_longer_plan_goes_on_before_the_rate_went_down(tmp_path) -> None:
+    longer = replace(PLAN, steps=14)
+    run(tmp_path / "twice")
+    assert progress(tmp_path / "twice" / PLATEAU)["step"] == 6
+    assert same(run(tmp_path / "twice", longer), run(tmp_path / "once", longer))
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    rates = [PLAN.lr_at(step) for step in range(PLAN.steps)]
+    assert rates[0] < rates[1] == PLAN.lr == rates[5] == rates[6] > rates[7] > rates[8] > 0
+
+
+def test_a_finished_run_is_left_alone(tmp_path) -> None:
+    first = run(tmp_path)
+    assert same(run(tmp_path, stop_at=0), first)
+
+
+def test_pictures_are_the_same_in_bulk_and_in_parts(tmp_path) -> None:
+    stream = Stream("some", seed=7)
+    bulk, scenes = pictures(stream, 130, tmp_path)
+    assert torch.equal(bulk[64:], drawn(stream, 64, 66))
+    assert scenes == list(itertools.islice(scenes_of(stream), 130)) == pictures(stream, 130, tmp_path)[1]
+    assert not {s.glyph for s in scenes} & set(SUBJECTS) and not {s.style for s in scenes} & set(HELD_OUT_STYLES)
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6, 7])
+def test_weights_in_fewer_bits_come_back_exactly_as_they_were_stored(tmp_path, bits: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    whole = torch.randint(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1), (3, 128), generator=generator)
+    whole[:, ::64] = 2 ** (bits - 1) - 1  # so that scales are known
+    scale = torch.tensor([0.5, 0.25, 2.0]).repeat_interleave(2).view(3, 2).repeat_interleave(64, 1)
+    tensors = {"coarse": whole * scale, "fine": torch.randn(5, 7, generator=generator), "bias": torch.ones(3)}
+    path = tmp_path / "w.safetensors"
+    model_files.save(path, tensors, {"coarse": bits})
+    loaded = model_files.load(path)
+    assert loaded.keys() == tensors.keys() and torch.equal(loaded["coarse"], tensors["coarse"])
+    model_files.save(path, loaded, {"coarse": bits})
+    assert torch.equal(model_files.load(path)["coarse"], tensors["coarse"])
+
+
+def test_the_classifier_takes_both_sizes() -> None:
+    assert (
+        Classifier(fold=1)(torch.rand(2, 3, 96, 96)).kind.shape
+        == Classifier(fold=2)(torch.rand(2, 3, 192, 192)).kind.shape
+    )
