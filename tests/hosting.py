@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import torch
 
 from testbed import checkpoints
+from testbed.host import find_host
 
 ROOT = Path(__file__).parents[1]
 ALIAS = "/host/custom_nodes/soda"  # the host names a pack's module by its path
@@ -29,7 +29,7 @@ def load_host(base: Path) -> SimpleNamespace:
     """``base`` folder, ``core("host.apply")`` modules of the pack, ``model("sd15-min")``; COMFYUI_PATH is set."""
     for folder in ("models/soda", "models/checkpoints", "input", "output", "temp", "user", "custom_nodes"):
         (base / folder).mkdir(parents=True)
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    find_host()
     argv, sys.argv = sys.argv, ["comfy", "--cpu", "--base-directory", str(base)]
     try:
         import comfy.options
