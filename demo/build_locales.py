@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from demo.graph import read_object_info
 from testbed.paths import ROOT
-from testbed.server import Server
 
 LOCALES, HELP = ROOT / "locales", ROOT / "web" / "docs"
 
@@ -70,11 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the English names and tooltips of the nodes.")
     parser.add_argument("--object-info", type=Path, help="a saved /object_info, instead of starting ComfyUI")
     args = parser.parse_args()
-    if args.object_info:
-        object_info = json.loads(args.object_info.read_text(encoding="utf-8"))
-    else:
-        with Server(cpu=True) as server:
-            object_info = server.object_info()
+    object_info = read_object_info(args.object_info)
     definitions = node_definitions(object_info)
     target = LOCALES / "en" / "nodeDefs.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demo.graph import BLUE, GREEN, GROUP_BLUE, GROUP_GREEN, GROUP_GREY, GROUP_PURPLE, PURPLE, Graph, Node
+from demo.graph import (
+    BLUE,
+    GREEN,
+    GROUP_BLUE,
+    GROUP_GREEN,
+    GROUP_GREY,
+    GROUP_PURPLE,
+    PURPLE,
+    Graph,
+    Node,
+    read_object_info,
+)
 from testbed.checkpoints import BASE_NAME
 from testbed.paths import ROOT
-from testbed.server import Server
 
 SUBJECT_FOLDER, STYLE_FOLDER = "soda_subject", "soda_style"
 SUBJECT_FILE, STYLE_FILE = "subject_00001_.safetensors", "style_00001_.safetensors"
@@ -275,11 +285,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "workflows")
     parser.add_argument("--object-info", type=Path, help="a saved /object_info, instead of starting ComfyUI")
     args = parser.parse_args()
-    if args.object_info:
-        object_info = json.loads(args.object_info.read_text(encoding="utf-8"))
-    else:
-        with Server(cpu=True) as server:
-            object_info = server.object_info()
+    object_info = read_object_info(args.object_info)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, workflow in build_all(object_info).items():
         text = json.dumps(workflow, indent=1, ensure_ascii=False)

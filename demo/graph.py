@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from testbed.server import Server
 
 # the front end's own colours: (title, body)
 PURPLE, BLUE, GREEN, NOTE = ("#323", "#535"), ("#223", "#335"), ("#232", "#353"), ("#432", "#653")
@@ -171,3 +175,11 @@ def widget_defaults(schema: dict[str, Any]) -> dict[str, Any]:
     """What a node's widgets hold when it is dropped into a graph."""
     specs = _input_specs(schema).items()
     return {name: _default(socket, options) for name, (socket, options) in specs if socket in WIDGET_TYPES}
+
+
+def read_object_info(saved: Path | None) -> dict[str, Any]:
+    """Every node as a host describes it: from a saved ``/object_info``, or from a ComfyUI started for it."""
+    if saved is not None:
+        return dict(json.loads(saved.read_text(encoding="utf-8")))
+    with Server(cpu=True) as server:
+        return server.object_info()

@@ -33,9 +33,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from . import files, schema, tensor_file
+from . import schema, tensor_file
 from .base_check import Sketches
-from .errors import FileFormatError, SodaError
+from .errors import FileFormatError
 from .layer import AdaptedLayer, SodaLayer, SodaSum
 from .schema import FORMAT_VERSION, Document, LayerSpec, TermSpec
 from .tensor_file import manager_keys, tensor_hash
@@ -57,17 +57,6 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, AdaptedLayer], meta
         SodaError: the disk is full or the folder cannot be written.
     """
     tensor_file.write(path, *_content(layers, metadata))
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise now what :func:`write` would raise later of a name or folder that takes no file."""
-    path = Path(path)
-    try:
-        files.check_writable(path)
-    except OSError as error:
-        raise SodaError(
-            f"cannot write {path.name!r}: {error.strerror or error}; make the folder writable or choose another name"
-        ) from error
 
 
 def to_bytes(layers: Mapping[str, AdaptedLayer], metadata: Mapping[str, Any]) -> bytes:
