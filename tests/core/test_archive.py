@@ -28,7 +28,7 @@ def test_everything_that_a_user_meets_is_in_it(archive) -> None:
         missing = set(less(here, ".gitignore")) - archive
         assert not missing, missing
     assert {
-        "__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md",
+        "__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md",
         "web/docs/SODATrain.md", "web/docs/SODATrain/en.md", "web/docs/SODATrain/zh.md", "web/refresh.js",
         "locales/en/nodeDefs.json", "locales/zh/nodeDefs.json", "workflows/train_subject.json",
         "workflows/train_subject.jpg",
@@ -39,6 +39,9 @@ def test_nothing_else_is_in_it(archive) -> None:
     tops = {name.split("/")[0] for name in archive if "/" in name}
     assert tops == {"nodes", "soda_core", "web", "locales", "workflows"}
     assert not [name for name in archive if name.endswith((".safetensors", ".pt", ".ckpt", ".lock"))]
-    assert "dev.py" not in archive
+    files = {name for name in archive if "/" not in name and not name.startswith(".")}
+    assert files == {
+        "__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md",
+    }  # fmt: skip
     size = sum((ROOT / name).stat().st_size for name in archive)
     assert size < 3_000_000, f"{size} bytes"
