@@ -69,8 +69,11 @@ def relative_error(measured: Tensor, expected: Tensor) -> float:
 class Sketches:
     """What a layer carries for the base check, taken on the weight it was trained on; each ``SKETCH_SHAPE``."""
 
-    spectral: Tensor  #: of Δ(shift)
+    spectral: Tensor  #: of Δ(shift), or of Σ a_i Δ(shift_i) where there are ``terms``
     base: Tensor  #: of W0
+    #: ``(a_i, shift_i)`` of a geodesic merge, whose parents' sketches add up while a ReLU makes Δ of the added shifts
+    #: another matrix. Of a curve, the heights of its knots.
+    terms: tuple[tuple[float, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ Tensors of a layer (``<layer>`` is the base model's module path, e.g. ``diffusio
 
 - ``<layer>.soda_factor_0`` … ``(k_i, k_i)``, ``<layer>.soda_shift (r,)``,
 - ``<layer>.soda_knots (knots,)``: only where the shift is a curve, its knots' heights,
-- ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0 (the key is older than that name);
+- ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0 (the key is older than that name),
+- ``<layer>.soda_sketched (n, r)`` or ``(n, knots)``: only of a geodesic merge, the shifts whose changes of the weight,
+  each times its strength, add up to the first sketch;
 - a delta merge holds the same once per term: ``<layer>.soda_term_0_factor_0`` …
 
 Metadata: ``soda`` = sorted JSON ``{digest, format_version, layers, metadata}``; beside it the flat ``modelspec.*``,
@@ -148,6 +150,8 @@ def _parts(layer: SodaLayer) -> dict[str, Tensor]:
         parts["knots"] = layer.knots
     if layer.sketches is not None:
         parts["probe"] = torch.stack([layer.sketches.spectral, layer.sketches.base])
+        if layer.sketches.terms:
+            parts["sketched"] = torch.stack([shift for _, shift in layer.sketches.terms])
     return parts
 
 
@@ -255,13 +259,14 @@ def _layer(name: str, spec: LayerSpec, tensors: Mapping[str, Tensor]) -> Adapted
 
 
 def _single(prefix: str, spec: TermSpec, tensors: Mapping[str, Tensor]) -> SodaLayer:
-    sketches = tensors.get(f"{prefix}probe")
+    probe, sketched = tensors.get(f"{prefix}probe"), tensors.get(f"{prefix}sketched", ())
+    terms = tuple(zip(spec.sketched, sketched, strict=True))
     return SodaLayer(
         decomposition=spec.decomposition,
         factors=[tensors[f"{prefix}factor_{i}"] for i in range(len(spec.factors))],
         shift=tensors.get(f"{prefix}shift"),
         shape=spec.shape,
-        sketches=None if sketches is None else Sketches(sketches[0], sketches[1]),
+        sketches=None if probe is None else Sketches(probe[0], probe[1], terms),
         knots=tensors.get(f"{prefix}knots"),
     )
 

@@ -20,7 +20,7 @@ from .base_weight import BaseWeight
 from .errors import BaseMismatchError, FileFormatError, SettingsError
 from .kronecker import geodesic_power, rotate
 from .linalg import check_orthogonal
-from .spectral import Decomposition, Spectrum
+from .spectral import Decomposition, Spectrum, SvdSpectrum
 
 StrengthMode = Literal["linear", "geodesic"]
 
@@ -234,19 +234,27 @@ class SodaLayer(AdaptedLayer):
         base = BaseWeight.of(weight)
         return replace(self, shape=base.shape, sketches=Sketches(self._spectral_sketch(base), sketch(base.matrix)))
 
-    def _spectral_sketch(self, base: BaseWeight) -> Tensor:
+    def _spectral_sketch(self, base: BaseWeight, terms: Sequence[tuple[float, Tensor]] = ()) -> Tensor:
+        """Of ``Δ(shift)``, or of ``Σ a_i Δ(shift_i)``; see :class:`.base_check.Sketches`."""
         if self.shift is None:
             return torch.zeros(SKETCH_SHAPE)
         spectrum = base.spectrum(self.decomposition)
-        shift = self.shift.to(spectrum.like.device)
-        return sketch_of(lambda x: spectrum.apply(x.to(spectrum.like), shift), spectrum.in_features, shift.device)
+        device = spectrum.like.device
+        shifts = [(a, shift.to(device)) for a, shift in terms or [(1.0, self.shift)]]
+        if terms and self.knots is not None and isinstance(spectrum, SvdSpectrum):
+            shifts = [(a, spectrum.knots(len(heights)) @ heights.to(spectrum.S)) for a, heights in shifts]
+
+        def change(x: Tensor) -> Tensor:
+            return torch.stack([a * spectrum.apply(x.to(spectrum.like), shift) for a, shift in shifts]).sum(0)
+
+        return sketch_of(change, spectrum.in_features, device)
 
     def check_base(self, weight: Tensor | BaseWeight) -> BaseCheck | None:
         if self.sketches is None:
             return None
         base = BaseWeight.of(weight)
         return BaseCheck(
-            spectral_error=relative_error(self._spectral_sketch(base), self.sketches.spectral),
+            spectral_error=relative_error(self._spectral_sketch(base, self.sketches.terms), self.sketches.spectral),
             spectral_norm=float(self.sketches.spectral.norm()),
             base_distance=relative_error(sketch(base.matrix), self.sketches.base),
         )
@@ -273,6 +281,8 @@ class SodaLayer(AdaptedLayer):
             for sketched in (self.sketches.spectral, self.sketches.base):
                 if tuple(sketched.shape) != SKETCH_SHAPE or not bool(torch.isfinite(sketched).all()):
                     raise FileFormatError(f"the base check of layer {name!r} is damaged")
+            for _, shift in self.sketches.terms:
+                _check_vector(f"a shift in the base check of layer {name!r}", shift)
 
 
 def _check_vector(what: str, vector: Tensor) -> None:

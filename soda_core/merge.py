@@ -16,7 +16,7 @@ from .base_check import Sketches, relative_error
 from .base_weight import BaseWeight
 from .errors import MergeError, SettingsError
 from .kronecker import geodesic_power
-from .layer import MOST_TERMS, AdaptedLayer, SodaLayer, SodaSum, check_strength
+from .layer import MOST_STRENGTH, MOST_TERMS, AdaptedLayer, SodaLayer, SodaSum, check_strength
 from .linalg import in_batches, orthogonal_log, rotation_angles, skew_exp
 
 MergeMethod = Literal["delta", "geodesic"]
@@ -131,13 +131,14 @@ def _geodesic_layer(name: str, parts: Parts, factors: list[Tensor]) -> SodaLayer
     if len(kinds) > 1:
         raise MergeError(f"layer {name!r}: one adapter's shift is SVD, the other's QR; use method 'delta'")
     shift = sum((a * layer.shift for a, layer in shifted if layer.shift is not None), torch.tensor(0.0))
+    knots = _merged_knots(shifted)
     return SodaLayer(
         decomposition=next(iter(kinds), parts[0][1].decomposition),
         factors=factors,
         shift=shift if shifted else None,
         shape=next((layer.shape for _, layer in parts if layer.shape is not None), None),
-        sketches=_merged_sketches(parts),
-        knots=_merged_knots(shifted),
+        sketches=_merged_sketches(parts, is_curve=knots is not None),
+        knots=knots,
     )
 
 
@@ -164,13 +165,30 @@ def _geodesic_factors(rotations: Mapping[str, Rotations]) -> dict[str, list[Tens
     return merged
 
 
-def _merged_sketches(parts: Parts) -> Sketches | None:
-    """Δ is linear in the shift (exactly for QR, and for SVD where no ReLU clips), so its sketch is too."""
+def _merged_sketches(parts: Parts, is_curve: bool) -> Sketches | None:
+    """Sketches add up, and stand for ``Σ a_i Δ(shift_i)``: for SVD, where a ReLU clips, not for Δ of the added shifts.
+
+    None where a part has none, or where its terms are curves and the sum is not.
+    """
     known = [(a, layer.sketches) for a, layer in parts if layer.sketches is not None]
     if len(known) != len(parts):
         return None
     zero = torch.zeros_like(known[0][1].spectral)
-    return Sketches(sum((a * sketches.spectral for a, sketches in known), zero), known[0][1].base)
+    spectral, base = sum((a * sketches.spectral for a, sketches in known), zero), known[0][1].base
+    terms: list[tuple[float, Tensor]] = []
+    for a, layer in parts:
+        if layer.decomposition != "svd" or layer.shift is None or a == 0.0:
+            continue
+        of_layer = layer.sketches.terms if layer.sketches is not None else ()
+        if of_layer and not is_curve and layer.knots is not None:
+            return None
+        own = layer.knots if is_curve and layer.knots is not None else layer.shift
+        terms += [(a * b, shift) for b, shift in of_layer or [(1.0, own)]]
+    if [a for a, _ in terms] == [1.0]:
+        terms = []
+    if len(terms) > MOST_TERMS or any(abs(a) > MOST_STRENGTH for a, _ in terms):
+        return None
+    return Sketches(spectral, base, tuple(terms))
 
 
 def _merged_knots(shifted: Parts) -> Tensor | None:

@@ -45,6 +45,7 @@ class TermSpec:
         shift, knots: numbers of values; None without.
         shape: of the weight it was trained on, where known.
         probe: whether the base check's sketches are there.
+        sketched: strengths of the shifts that the first of them is of; empty where that is the layer's own.
     """
 
     decomposition: Decomposition
@@ -53,6 +54,7 @@ class TermSpec:
     shape: tuple[int, ...] | None
     probe: bool
     knots: int | None = None
+    sketched: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, layer: SodaLayer) -> TermSpec:
@@ -63,17 +65,18 @@ class TermSpec:
             layer.shape,
             layer.sketches is not None,
             None if layer.knots is None else layer.knots.numel(),
+            tuple(a for a, _ in layer.sketches.terms) if layer.sketches is not None else (),
         )
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the layer's tensors by the last part of their keys."""
         shapes: dict[str, tuple[int, ...]] = {f"factor_{i}": (k, k) for i, k in enumerate(self.factors)}
-        if self.shift is not None:
-            shapes["shift"] = (self.shift,)
-        if self.knots is not None:
-            shapes["knots"] = (self.knots,)
+        vectors = {"shift": self.shift, "knots": self.knots}
+        shapes |= {part: (size,) for part, size in vectors.items() if size is not None}
         if self.probe:
             shapes["probe"] = (2, *SKETCH_SHAPE)
+        if self.sketched:
+            shapes["sketched"] = (len(self.sketched), self.knots or self.shift or 0)
         return shapes
 
     def as_json(self) -> dict[str, Any]:
@@ -84,8 +87,9 @@ class TermSpec:
             "shape": None if self.shape is None else list(self.shape),
             "probe": self.probe,
         }
-        # absent where there are none: files without knots are what they were before there were any
-        return described if self.knots is None else {**described, "knots": self.knots}
+        # absent where there are none: files without them are what they were before there were any
+        later = {"knots": self.knots, "sketched": list(self.sketched)}
+        return described | {key: value for key, value in later.items() if value}
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,8 @@ class Document:
             )
         layers = _layers(_entry(document, "layers", "'soda'"))
         metadata = document.get("metadata")
-        return cls(
-            layers,
-            {} if metadata is None else _metadata(metadata),
-            _optional(_hash, document.get("digest"), "digest"),
-        )
+        checked = {} if metadata is None else _metadata(metadata)
+        return cls(layers, checked, _optional(_hash, document.get("digest"), "digest"))
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor that the file must hold, by its key; all are float32."""
@@ -307,6 +308,10 @@ def _term(entry: Mapping[str, Any], where: str) -> TermSpec:
     shape = _optional(_shape, _entry(entry, "shape", where), f"{where}.shape")
     probe = _boolean(_entry(entry, "probe", where), f"{where}.probe")
     knots = _optional(of_weight, entry.get("knots"), f"{where}.knots")
+    sketched = _list(entry.get("sketched", []), f"{where}.sketched", MOST_TERMS)
+    strengths = tuple(_number(a, f"{where}.sketched[{i}]", MOST_STRENGTH) for i, a in enumerate(sketched))
+    if strengths and (shift is None or not probe):
+        raise FileFormatError(f"{where}.sketched belongs to a shift and its probe")
     if shape is not None:
         out, width = shape[0], math.prod(shape[1:])
         if factors and math.prod(factors) != width:
@@ -317,7 +322,7 @@ def _term(entry: Mapping[str, Any], where: str) -> TermSpec:
             raise FileFormatError(
                 f"{where}.shift has {shift} entries, expected {min(out, width)} for a weight of shape {shape}"
             )
-    return TermSpec(decomposition, factors, shift, shape, probe, knots)
+    return TermSpec(decomposition, factors, shift, shape, probe, knots, strengths)
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:

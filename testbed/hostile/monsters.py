@@ -175,6 +175,7 @@ TENSORS: dict[str, Monster] = {
     "a factor of zeros": _tensor("soda_factor_0", lambda t: t * 0),
     "a digest of another file": _digest("0" * 64),
     "a huge factor": _tensor("soda_factor_0", lambda t: t * 1e38),
+    "sketched without its tensor": _set("sketched", [1.0, 2.0]),
 }
 
 #: The JSON says what no adapter says.
@@ -251,6 +252,10 @@ DOCUMENTS: dict[str, Monster] = {
     "knots that are text": _set("knots", "16"),
     "knots below zero": _set("knots", -16),
     "knots without number": _set("knots", []),
+    "sketched without end": _set("sketched", [1.0] * 65),
+    "sketched that is a number": _set("sketched", 1.0),
+    "sketched at a huge strength": _set("sketched", [1.0, 2000.0]),
+    "sketched without strength": _set("sketched", [None]),
     # sums
     "terms that are null": _terms(None),
     "terms that are an object": _terms({}),

@@ -62,6 +62,56 @@ def test_geodesic_stays_a_small_soda_layer() -> None:
     assert (merged.adapt("x", W) - W).norm() > 0.1
 
 
+def on_a_steep_base(*seeds: int, knots: int | None, heights: float = 0.1) -> tuple[torch.Tensor, list[SodaAdapter]]:
+    """A weight with small singular values, and adapters of it whose shifts a ReLU clips there."""
+    g = torch.Generator().manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(48, 48, generator=g))[0] for _ in range(2))
+    W = (U * torch.arange(1, 49).float() ** -1.5) @ V.T
+    parents = []
+    for seed in seeds:
+        values = -heights * torch.rand(knots or 48, generator=torch.Generator().manual_seed(seed))
+        curve = {"shift": decompose(W, "svd").knots(knots) @ values, "knots": values} if knots else {"shift": values}
+        parents.append(SodaAdapter({"x": SodaLayer("svd", [random_rotation(48)], **curve).with_base_check(W)}))
+    return W, parents
+
+
+def saved(adapter: SodaAdapter, folder) -> SodaAdapter:
+    adapter.save(folder / "merged.safetensors")
+    return SodaAdapter.load(folder / "merged.safetensors")
+
+
+@pytest.mark.parametrize("knots", [None, 6])
+@pytest.mark.parametrize("strengths", [(1.0, 1.0), (2.0, 2.0), (0.5, 0.0), (0.7, -1.0)])
+def test_a_geodesic_merge_passes_on_its_base_where_a_relu_clips(tmp_path, knots, strengths) -> None:
+    W, (a, b) = on_a_steep_base(1, 2, knots=knots)
+    assert (decompose(W, "svd").S + a.layers["x"].shift < 0).any(), "it must clip"
+    merged = saved(merge(a, b, *strengths, "geodesic"), tmp_path)
+    check = merged.layers["x"].check_base(W)
+    assert check.spectral_error < 1e-4 and check.base_distance == 0 and check.spectral_norm > 0.01
+    assert merged.layers["x"].check_base(on_a_steep_base(knots=None)[0].flip(0)).spectral_error > 0.5
+    again = saved(merge(merged, merge(a, b, 0.3, 0.3, "geodesic"), 1.0, 2.0, "geodesic"), tmp_path)
+    assert again.layers["x"].check_base(W).spectral_error < 1e-4
+
+
+def test_the_check_of_a_merge_costs_its_file_little_where_shifts_are_curves() -> None:
+    _, (a, b) = on_a_steep_base(1, 2, knots=6)
+    _, (c, d) = on_a_steep_base(1, 2, knots=None)
+    for one, other, size in ((a, b, 6), (c, d, 48)):
+        terms = merge(one, other, 0.7, 1.0, "geodesic").layers["x"].sketches.terms
+        assert [(strength, len(shift)) for strength, shift in terms] == [(0.7, size), (1.0, size)]
+    assert merge(a, b, 1.0, 0.0, "geodesic").layers["x"].sketches.terms == ()
+    _, *qr = adapters("qr")
+    assert merge(*qr, 0.7, 1.0, "geodesic").layers["x"].sketches.terms == ()
+
+
+def test_nothing_is_said_of_a_base_where_the_sketch_is_of_nothing_known() -> None:
+    """Curves that were merged and then meet another shift: their values are not known without the base."""
+    _, (a, b) = on_a_steep_base(1, 2, knots=6)
+    W, (c,) = on_a_steep_base(3, knots=None)
+    assert merge(merge(a, b, method="geodesic"), c, method="geodesic").layers["x"].check_base(W) is None
+    assert merge(a, c, 0.7, 1.0, "geodesic").layers["x"].check_base(W).spectral_error < 1e-4
+
+
 def test_geodesic_refuses_what_has_no_common_geodesic_and_offers_delta() -> None:
     W, a, b = adapters(style_sizes=(2, 15))
     with pytest.raises(MergeError, match=r"\(2, 15\).*\(5, 6\).*delta"):
