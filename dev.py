@@ -5,7 +5,7 @@
     python dev.py setup            build the environment and fetch ComfyUI (every command below does it when needed)
     python dev.py demo [ARGS]      train a subject and a style on pictures, merge them, write a page and a sheet
     python dev.py test [ARGS]      lint, type-check and test; with ARGS only pytest with these arguments
-    python dev.py serve [ARGS]     a ComfyUI with the pack in it, for the browser
+    python dev.py serve [ARGS]     a ComfyUI for the browser, with the demo's model, pictures and workflows
     python dev.py python ARGS      the environment's Python
     python dev.py bench [NAME]     run benchmarks/NAME.py
     python dev.py pretrain [PART]  train the demo's base model anew, or go on; --help says how
@@ -223,12 +223,25 @@ def demo(arguments: list[str]) -> int:
     return subprocess.run([python, "-m", "demo.run", *arguments], env=environment(host), check=False).returncode
 
 
+SERVE_HELP = """python dev.py serve [ARGS]
+
+A ComfyUI with the pack and something to click on: the demo's checkpoint and pictures, the adapters that the last
+`python dev.py demo` trained, and the example workflows set to them (Workflows > SODA demo). What you make there stays.
+
+ARGS go to ComfyUI; without --port it takes 8188 or any free one, without a GPU --cpu is added.
+"""
+
+
 def serve(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(SERVE_HELP, end="")
+        return 0
     python, host = setup()
     base = cache_root() / "serve"
     link_pack(base / "custom_nodes" / "soda")
     for name in ("input", "output", "user", "temp"):
         (base / name).mkdir(parents=True, exist_ok=True)
+    run([python, "-m", "demo.serve", base], "could not prepare the demo", env=environment(host), cwd=ROOT)
     probe = "import torch, sys; sys.exit(not torch.accelerator.is_available())"
     has_gpu = subprocess.run([python, "-c", probe], check=False).returncode == 0
     chosen = []

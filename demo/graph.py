@@ -16,7 +16,10 @@ PURPLE, BLUE, GREEN, NOTE = ("#323", "#535"), ("#223", "#335"), ("#232", "#353")
 GROUP_BLUE, GROUP_GREEN, GROUP_PURPLE, GROUP_GREY = "#3f789e", "#88A06A", "#8A6AA0", "#666"
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-HEADER, GROUP_TITLE, MARGIN = 30, 46, 14  # pixels: a node's title, a group's title, space around nodes in a group
+# pixels: a node's title, a group's title, space around nodes in a group, between nodes, and between columns
+HEADER, GROUP_TITLE, MARGIN, GAP, AISLE = 30, 46, 14, 18, 70
+# pixels that the taller of the two renderers takes: a row of sockets, a widget, one of text, one of many lines, the end
+SLOT, WIDGET, TEXT, LINES, END = 20, 28, 36, 110, 46
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Node:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     widgets: list[Any] = field(default_factory=list)
     links: dict[int, list[int]] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, output: int | str) -> tuple[Node, int]:
         return self, self.schema["output_name"].index(output) if isinstance(output, str) else output
@@ -47,6 +51,7 @@ class Graph:
         self.links: list[list[Any]] = []
         self.groups: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
+        self.app: dict[str, list[Any]] = {}
         self._count = 0
 
     def add(
@@ -83,15 +88,27 @@ class Graph:
         entry: dict[str, Any] = {"name": name, "type": socket, "link": None}
         if widget:
             entry["widget"] = {"name": name}
-        if source is not None:
-            origin, slot = source
-            given = origin.schema["output"][slot]
-            if given not in (socket, "*") and socket != "*":
-                raise ValueError(f"{node.type}.{name} takes {socket}, {origin.type} gives {given}")
-            entry["link"] = len(self.links) + 1
-            self.links.append([entry["link"], origin.id, slot, node.id, len(node.inputs), given])
-            origin.links.setdefault(slot, []).append(entry["link"])
         node.inputs.append(entry)
+        if source is not None:
+            self.link(node, name, source)
+
+    def link(self, node: Node, name: str, source: tuple[Node, int]) -> None:
+        """Link another node's output to an input that is still free."""
+        place, entry = next((i, entry) for i, entry in enumerate(node.inputs) if entry["name"] == name)
+        origin, slot = source
+        given = origin.schema["output"][slot]
+        if given not in (entry["type"], "*") and entry["type"] != "*":
+            raise ValueError(f"{node.type}.{name} takes {entry['type']}, {origin.type} gives {given}")
+        entry["link"] = len(self.links) + 1
+        self.links.append([entry["link"], origin.id, slot, node.id, place, given])
+        origin.links.setdefault(slot, []).append(entry["link"])
+
+    def app_mode(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
+        """What the front end's app mode shows: widgets to set, and nodes whose pictures are the result."""
+        self.app = {
+            "inputs": [[str(node.id), widget] for node, widget in inputs],
+            "outputs": [str(node.id) for node in outputs],
+        }
 
     def note(self, place: tuple[int, int], size: tuple[int, int], text: str, title: str = "Note") -> None:
         self.notes.append({
@@ -126,7 +143,7 @@ class Graph:
             "links": self.links,
             "groups": self.groups,
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [60, 120]}},
+            "extra": {"ds": {"scale": 0.5, "offset": [900, 160]}, **({"linearData": self.app} if self.app else {})},
             "version": 0.4,
         }
 
@@ -141,13 +158,61 @@ class Graph:
         data: dict[str, Any] = {
             "id": node.id, "type": node.type, "pos": list(node.place), "size": list(node.size), "flags": {},
             "order": order, "mode": 0, "inputs": node.inputs, "outputs": outputs,
-            "properties": {"Node name for S&R": node.type}, "widgets_values": node.widgets,
+            "properties": {"Node name for S&R": node.type, **node.properties}, "widgets_values": node.widgets,
         }  # fmt: skip
         if node.title:
             data["title"] = node.title
         if node.colour:
             data["color"], data["bgcolor"] = node.colour
         return data
+
+
+@dataclass
+class Column:
+    """Nodes one below the other, each as high as it needs, in groups."""
+
+    graph: Graph
+    x: int
+    width: int
+    y: int = 0
+    _group: list[Node] = field(default_factory=list)
+
+    def add(self, kind: str, title: str | None = None, colour: Any = None, body: int = 0, **inputs: Any) -> Node:
+        """As :meth:`Graph.add`, below the last one.
+
+        Args:
+            body: its height where that is more than its sockets and widgets take, as with pictures.
+        """
+        height = max(body, natural_height(self.graph.object_info[kind]))
+        node = self.graph.add(kind, (self.x, self.y), (self.width, height), title, colour, **inputs)
+        self._group.append(node)
+        self.y += height + HEADER + GAP
+        return node
+
+    def group(self, title: str, colour: str) -> None:
+        """A frame around the nodes since the last one."""
+        self.graph.group(title, colour, *self._group)
+        self._group = []
+        self.y += MARGIN + GROUP_TITLE
+
+    @property
+    def next(self) -> int:
+        """Where a column beside this one starts."""
+        return self.x + self.width + AISLE
+
+
+def natural_height(schema: dict[str, Any]) -> int:
+    """Of a node's body without pictures, in pixels: enough for both renderers, with the widgets of first sight."""
+    sockets, widgets = 0, 0
+    for socket, options in _input_specs(schema).values():
+        if socket not in WIDGET_TYPES or options.get("forceInput"):
+            sockets += 1
+        elif not options.get("hidden"):
+            text = socket == "STRING" or "widgetType" in options
+            widgets += LINES if options.get("multiline") else TEXT if text else WIDGET
+            if options.get("control_after_generate") and not schema["name"].startswith("SODA"):
+                widgets += WIDGET  # a row of its own in the classic canvas; our nodes show none
+    return SLOT * max(sockets, len(schema["output"])) + widgets + END
 
 
 def _input_specs(schema: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -169,6 +234,16 @@ def _default(socket: str, options: dict[str, Any]) -> Any:
     if socket == "COMBO":
         return next(iter(options.get("options") or []), "")
     return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}[socket]
+
+
+def set_widgets(node: dict[str, Any], values: dict[str, Any]) -> None:
+    """Set widgets of a node in a workflow as it is saved, by name; others than it has are left out."""
+    names: list[str] = []
+    for name in (entry["widget"]["name"] for entry in node["inputs"] if entry.get("widget")):
+        names += [name, "control_after_generate"] if name == "seed" else [name]
+    for place, name in enumerate(names):
+        if name in values:
+            node["widgets_values"][place] = values[name]
 
 
 def widget_defaults(schema: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from demo.build_workflows import workflow_file
+
 Samples = dict[str, dict[str, Image.Image]]  #: prompt -> column -> picture, all from the same noise
 
 TITLES = {
@@ -83,7 +85,7 @@ def _enlarged(picture: Image.Image, side: int) -> Image.Image:
 _THUMB = (600, 400)
 
 
-def write_thumbnails(folder: Path, trainings: Sequence[Training], samples: Samples) -> None:
+def write_thumbnails(trainings: Sequence[Training], samples: Samples) -> None:
     """What each shipped workflow does, as a picture for the template browser."""
     rows = list(samples.values())
     first, last = rows[0], rows[-1]
@@ -93,17 +95,17 @@ def write_thumbnails(folder: Path, trainings: Sequence[Training], samples: Sampl
             card.paste(_enlarged(picture, 116), (22 + k % 2 * 126, 79 + k // 2 * 126))
         _sign(draw, (306, 200), "→")
         card.paste(_enlarged(sample, 242), (336, 79))
-        _save(card, folder / f"train_{training.what}.jpg")
+        _save(card, f"train_{training.what}")
     card, draw = _card()
     for i, (column, sign) in enumerate((("subject", "+"), ("style", "="), ("merged", ""))):
         card.paste(_enlarged(first[column], 160), (24 + i * 196, 120))
         _sign(draw, (24 + i * 196 + 178, 200), sign)
-    _save(card, folder / "merge_subject_and_style.jpg")
+    _save(card, "merge_subject_and_style")
     card, draw = _card()
     for i, column in enumerate(("base", "subject")):
         card.paste(_enlarged(first[column], 256), (24 + i * 296, 72))
     _sign(draw, (300, 200), "→")
-    _save(card, folder / "load_and_sample.jpg")
+    _save(card, "load_and_sample")
 
 
 def _card() -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -120,8 +122,8 @@ def _sign(draw: ImageDraw.ImageDraw, at: tuple[int, int], sign: str) -> None:
         draw.text(at, sign, _ACCENT, ImageFont.load_default(size=34), anchor="mm")
 
 
-def _save(card: Image.Image, path: Path) -> None:
-    card.save(path, quality=90)
+def _save(card: Image.Image, workflow: str) -> None:
+    card.save(workflow_file(workflow).with_suffix(".jpg"), quality=90)
 
 
 # ----------------------------------------------------------------------------------------------------------- page

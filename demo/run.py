@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from demo.build_workflows import NEGATIVE, STYLE_FOLDER, SUBJECT_FOLDER
+from demo.build_workflows import NEGATIVE, STYLE_FOLDER, SUBJECT_FOLDER, workflow_file
 from demo.lora import train_lora
 from demo.page import TITLES, Samples, Training, write_page, write_sheet, write_thumbnails
 from testbed.bed import TestBed
@@ -34,7 +35,6 @@ from testbed.server import Server
 from testbed.world.render import SIDE
 from testbed.world.tasks import STYLE, SUBJECT, Task
 
-PICTURE_SIDE = 288  #: of the training pictures, in pixels; the workflows scale them to what the model is for
 #: what is asked for, and the seed of the noise
 PROMPTS = {
     "a sks flower on a red background, in zqx style": 5,
@@ -75,7 +75,7 @@ class Demo:
 
     def prompt(self, name: str) -> dict[str, Any]:
         """A shipped workflow, ready to queue with the demo's settings."""
-        workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+        workflow = json.loads(workflow_file(name).read_text(encoding="utf-8"))
         return for_demo(self.server.convert(workflow), self.steps, self.sample_steps)
 
     def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
@@ -88,10 +88,10 @@ class Demo:
         """With the shipped workflow, as a user would."""
         prompt = self.prompt(f"train_{what}")
         set_inputs(prompt, "SODATrain", rotation_lr=RATES[what], shift_lr=RATES[what], **OWN[what])
-        before = set(self.server.adapters.iterdir())
+        before = set(self.server.adapters.glob("*.safetensors"))
         with self.timed(f"train the {what}"):
             entry = self.run(prompt)
-        (file,) = set(self.server.adapters.iterdir()) - before
+        (file,) = set(self.server.adapters.glob("*.safetensors")) - before
         picture = {
             kind: self.server.images(entry, node(prompt, kind))[0] for kind in ("SODATrain", "SODAInspectAdapter")
         }
@@ -114,10 +114,10 @@ class Demo:
         by_input = {merge["subject"][0]: trainings[0], merge["style"][0]: trainings[1]}
         for key in loaders:
             prompt[key]["inputs"]["adapter_name"] = by_input[key].file
-        before = set(self.server.adapters.iterdir())
+        before = set(self.server.adapters.glob("*.safetensors"))
         with self.timed("merge them"):
             entry = self.run(prompt)
-        (file,) = set(self.server.adapters.iterdir()) - before
+        (file,) = set(self.server.adapters.glob("*.safetensors")) - before
         return file.name, entry["outputs"][node(prompt, "PreviewAny")]["text"][0]
 
     def train_lora(self, bed: TestBed, task: Task) -> str:
@@ -170,13 +170,22 @@ def with_loras(prompt: dict[str, Any], strengths: dict[str, float]) -> dict[str,
     return prompt
 
 
+def demo_settings(steps: int, sample_steps: int) -> dict[str, dict[str, Any]]:
+    """By node: a workflow's settings for the demo's small model instead of those for real ones."""
+    return {
+        "CheckpointLoaderSimple": {"ckpt_name": BASE_NAME},
+        "ImageScale": {"width": SIDE, "height": SIDE},
+        "EmptyLatentImage": {"width": SIDE, "height": SIDE},
+        "SODATrain": {"steps": steps, "preview_every": 0, **TRAIN},
+        "SODAMerge": MERGE,
+        "KSampler": {**SAMPLE, "steps": sample_steps},
+    }
+
+
 def for_demo(prompt: dict[str, Any], steps: int, sample_steps: int) -> dict[str, Any]:
-    """Lower a workflow's settings from those for real models to those for the demo's small one."""
-    set_inputs(prompt, "ImageScale", width=SIDE, height=SIDE)
-    set_inputs(prompt, "EmptyLatentImage", width=SIDE, height=SIDE)
-    set_inputs(prompt, "SODATrain", steps=steps, **TRAIN)
-    set_inputs(prompt, "SODAMerge", **MERGE)
-    set_inputs(prompt, "KSampler", **{**SAMPLE, "steps": sample_steps})
+    """Give a workflow the demo's settings."""
+    for kind, values in demo_settings(steps, sample_steps).items():
+        set_inputs(prompt, kind, **values)
     for entry in prompt.values():
         if entry["inputs"].get("text") == NEGATIVE:  # words that the small model never learnt
             entry["inputs"]["text"] = ""
@@ -196,8 +205,27 @@ def node(prompt: dict[str, Any], kind: str) -> str:
     return key
 
 
+def kept_adapters(base: Path) -> Path:
+    """The folder in the cache with the adapters that the last demo trained on a base: demo_subject.safetensors, …"""
+    return cache_root() / "demo-adapters" / base.stem
+
+
+def keep_adapters(base: Path, folder: Path, adapters: dict[str, str]) -> None:
+    """For ``python dev.py serve``.
+
+    Args:
+        adapters: what each is, and its name in the folder.
+    """
+    target = kept_adapters(base)
+    target.mkdir(parents=True, exist_ok=True)
+    for what, name in adapters.items():
+        for file in (folder / name, (folder / name).with_suffix(".png")):
+            if file.exists():
+                shutil.copyfile(file, target / f"demo_{what}{file.suffix}")
+
+
 def training_pictures(folder: Path) -> list[tuple[Image.Image, str]]:
-    files = sorted(folder.glob("*.png"))
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".jpg", ".png"))
     return [(Image.open(file).convert("RGB"), file.with_suffix(".txt").read_text("utf-8").strip()) for file in files]
 
 
@@ -251,14 +279,14 @@ def main() -> None:
     with Server(env=THREADS) as server:
         demo = Demo(server, steps, sample_steps)
         server.add_checkpoint(base, BASE_NAME)
-        for task, folder in ((SUBJECT, SUBJECT_FOLDER), (STYLE, STYLE_FOLDER)):
-            task.write(server.base / "input" / folder, PICTURE_SIDE)
         demo.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
         trainings = [demo.train("subject", SUBJECT_FOLDER), demo.train("style", STYLE_FOLDER)]
         merged, report = demo.merge(trainings)
         bed = TestBed(base)
         loras = {demo.train_lora(bed, task): MERGE[f"{task.kind}_strength"] for task in (SUBJECT, STYLE)}
         adapters = {"subject": trainings[0].file, "style": trainings[1].file, "merged": merged}
+        if not args.quick:
+            keep_adapters(base, server.adapters, adapters)
         pictures = demo.samples(prompts, adapters, loras)
         demo.timings.append(("all", time.monotonic() - started))
 
@@ -267,7 +295,7 @@ def main() -> None:
         write_page(args.out / "index.html", trainings, pictures, report, demo.timings, machine(server))
         if args.publish:
             Image.open(args.out / "sheet.png").save(ROOT / "docs" / "sheet.jpg", quality=90)
-            write_thumbnails(ROOT / "workflows", trainings, pictures)
+            write_thumbnails(trainings, pictures)
     say(f"done after {demo.timings[-1][1]:.0f} s: {args.out / 'index.html'}")
 
 

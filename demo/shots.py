@@ -19,14 +19,13 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER
-from demo.run import MERGE, OWN, PICTURE_SIDE, RATES, SAMPLE, TRAIN, Demo, say
+from demo.build_workflows import STYLE_FOLDER, workflow_file
+from demo.run import MERGE, OWN, RATES, SAMPLE, TRAIN, Demo, say
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
 from testbed.paths import ROOT, cache_root
 from testbed.server import Server
 from testbed.world.render import SIDE
-from testbed.world.tasks import STYLE, SUBJECT
 
 #: nothing over the graph
 PLAIN = {
@@ -78,7 +77,7 @@ def opened(browser: Browser, server: Server) -> Page:
 def shoot(browser: Browser, server: Server, workflow: str, values: dict[str, dict[str, Any]], path: Path) -> None:
     """Open a workflow, set widgets by a node's title or type, run it to its end, and take a picture."""
     page = opened(browser, server)
-    page.evaluate(LOAD, json.loads((ROOT / "workflows" / f"{workflow}.json").read_text("utf-8")))
+    page.evaluate(LOAD, json.loads(workflow_file(workflow).read_text("utf-8")))
     page.evaluate(SET, values)
     say(f"run {workflow}")
     before = server.finished()
@@ -103,6 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     sizes, rate = {"width": SIDE, "height": SIDE}, RATES["subject"]
     common = {
+        "CheckpointLoaderSimple": {"ckpt_name": BASE_NAME},
         "ImageScale": sizes, "EmptyLatentImage": sizes, "KSampler": SAMPLE, "SODAMerge": MERGE,
         "Negative prompt": {"text": ""},
     }  # fmt: skip
@@ -112,8 +112,6 @@ def main() -> None:
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(json.dumps(PLAIN), "utf-8")
         server.add_checkpoint(checkpoint(cache_root()), BASE_NAME)
-        for task, folder in ((SUBJECT, SUBJECT_FOLDER), (STYLE, STYLE_FOLDER)):
-            task.write(server.base / "input" / folder, PICTURE_SIDE)
         Demo(server, args.steps, int(SAMPLE["steps"])).train("style", STYLE_FOLDER)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])

@@ -3,16 +3,18 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..soda_core.host import folders, leftovers
+from ..soda_core.host import examples, folders, leftovers
 from .export import SodaExportLora
 from .inspect import SodaInspectAdapter
 from .load import SodaApplyAdapter, SodaLoadAdapter
 from .merge import SodaMerge
 from .save import SodaSaveAdapter
 from .train import SodaTrain
+from .training_settings import SodaTrainingSettings
 
 NODES: list[type[io.ComfyNode]] = [
     SodaTrain,
+    SodaTrainingSettings,
     SodaLoadAdapter,
     SodaApplyAdapter,
     SodaMerge,
@@ -26,6 +28,7 @@ class SodaExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
         leftovers.sweep_all()
+        examples.install()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

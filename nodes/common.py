@@ -10,12 +10,13 @@ from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..soda_core.layer import StrengthMode
-from ..soda_core.training.setting import settings_of
+from ..soda_core.training.setting import Setting, settings_of
 
 CATEGORY = "SODA"
 
 SodaAdapterType = io.Custom("SODA_ADAPTER")
 LossMapType = io.Custom("LOSS_MAP")
+TrainingSettingsType = io.Custom("SODA_SETTINGS")
 
 
 def adapter_output(tooltip: str) -> io.Output:
@@ -35,10 +36,14 @@ def filename_prefix(default: str) -> io.Input:
 _WIDGETS: dict[type, Any] = {str: io.String, bool: io.Boolean, int: io.Int, float: io.Float}
 
 
-def widget(record: type, name: str, id: str | None = None, **host: Any) -> io.Input:
+def widget(
+    record: type, name: str, id: str | None = None, hidden: bool = False, offers: str = "", **host: Any
+) -> io.Input:
     """The input for a field of a record of settings.
 
     Args:
+        hidden: the front end shows it only where it holds something else than its default,
+        offers: or a combo offers something that begins so.
         host: what only the host's widget knows; ``options`` makes it a combo of names that change.
     """
     default, setting = getattr(record, name), settings_of(record)[name]
@@ -50,8 +55,21 @@ def widget(record: type, name: str, id: str | None = None, **host: Any) -> io.In
         "step": setting.step,
         "advanced": setting.advanced or None,
     }
-    given = {key: value for key, value in limits.items() if value is not None}
-    return kind.Input(id or name, default=default, tooltip=setting.help, **given, **host)
+    given = {key: value for key, value in limits.items() if value is not None} | host
+    return kind.Input(
+        id or name, default=default, tooltip=setting.help, extra_dict=_shown(record, setting, hidden, offers), **given
+    )
+
+
+def _shown(record: type, setting: Setting, hidden: bool, offers: str) -> dict[str, Any]:
+    """What ``web/widgets.js`` makes of it, and before that the front end itself."""
+    shown: dict[str, Any] = {"hidden": True} if hidden else {}
+    if offers:
+        shown["soda_offers"] = offers
+    if setting.when and not hidden:
+        other, value = setting.when
+        shown = {"soda_when": [other, value]} | ({} if getattr(record, other, None) == value else {"hidden": True})
+    return shown | ({"widgetType": "SODA_NUMBER"} if setting.exponent else {})
 
 
 def strength(name: str, tooltip: str) -> io.Input:

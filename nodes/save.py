@@ -8,6 +8,8 @@ import dataclasses
 from comfy_api.latest import io, ui
 
 from ..soda_core.host import folders
+from ..soda_core.host.pictures import from_image
+from ..soda_core.report.inspection import picture
 from .common import CATEGORY, SodaAdapterType, filename_prefix, graph_metadata
 
 
@@ -25,13 +27,20 @@ class SodaSaveAdapter(io.ComfyNode):
             inputs=[
                 SodaAdapterType.Input("adapter", tooltip="From Merge Subject+Style SODA, for example."),
                 filename_prefix("merged"),
+                io.Image.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="A picture made with it, shown in the model library and kept beside the file. Without "
+                    "one it is the drawing of Inspect SODA Adapter.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             outputs=[io.String.Output(display_name="saved_name", tooltip="Name of the file in the soda folder.")],
         )
 
     @classmethod
-    def execute(cls, adapter, filename_prefix) -> io.NodeOutput:
+    def execute(cls, adapter, filename_prefix, preview=None) -> io.NodeOutput:
         metadata = dict(adapter.metadata) | graph_metadata(cls.hidden)
-        name = folders.save_adapter(dataclasses.replace(adapter, metadata=metadata), filename_prefix)
+        image = from_image(picture(adapter) if preview is None else preview)
+        name = folders.save_adapter(dataclasses.replace(adapter, metadata=metadata), filename_prefix, image)
         return io.NodeOutput(name, ui=ui.PreviewText(name))

@@ -3,21 +3,66 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..soda_core.host import folders
 from ..soda_core.host.apply import apply_adapter
-from ..soda_core.host.server import progress_text
-from ..soda_core.host.training import RunOptions, TrainingData, states, train_in_graph
+from ..soda_core.host.server import notice, progress_text
+from ..soda_core.host.training import RunOptions, TrainingData, empty_caption, states, train_in_graph
 from ..soda_core.report.loss_curve import loss_curve
 from ..soda_core.report.theme import to_image_tensor
 from ..soda_core.training.setting import check_settings, settings_of
 from ..soda_core.training.settings import TrainSettings
-from .common import CATEGORY, LossMapType, adapter_output, filename_prefix, graph_metadata, widget
+from .common import (
+    CATEGORY,
+    LossMapType,
+    TrainingSettingsType,
+    adapter_output,
+    filename_prefix,
+    graph_metadata,
+    widget,
+)
+from .training_settings import INPUT_IDS
 
 _LIST_INPUTS = ("latents", "positive", "base_positive", "class_latents", "class_positive", "negative")
+#: A saved workflow stores values of widgets by their place, an API prompt by their name: neither may ever change.
+_REQUIRED = ("trigger_phrase", "steps", "batch_size", "rotation_lr", "shift_lr", "decomposition", "train", "layers")
+_OPTIONAL = (
+    "layer_pattern", "factor_preset", "factor_count", "loss", "dco_beta", "min_snr_gamma", "prior_weight", "schedule",
+    "warmup_steps", "accumulation", "gradient_clip", "retraction", "seed", "dtype", "gradient_checkpointing",
+    "save_every", "preview_every", "preview_steps", "shift_knots", "state_minutes", "continue_from",
+)  # fmt: skip
+
+
+def _widgets(names: tuple[str, ...], **host: Any) -> list[io.Input]:
+    """Those for SODA Training Settings are hidden here: they are for workflows and prompts from before that node."""
+    records = {name: record for record in (TrainSettings, RunOptions) for name in settings_of(record)}
+    own: dict[str, dict[str, Any]] = {
+        "rotation_lr": {"round": False},
+        "shift_lr": {"round": False},
+        "seed": {"control_after_generate": io.ControlAfterGenerate.fixed},
+        "continue_from": {"options": states.choices(), "offers": states.LISTED_AS},
+    }
+    return [
+        widget(
+            records[name], name, INPUT_IDS.get(name), settings_of(records[name])[name].advanced, advanced=None,
+            **own.get(name, {}), **host,
+        )
+        for name in names
+    ]  # fmt: skip
+
+
+def _given(own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """Values of the node itself and of SODA Training Settings; where the node's own is no default, it goes before."""
+    default = {INPUT_IDS.get(n, n): getattr(r, n) for r in (TrainSettings, RunOptions) for n in settings_of(r)}
+    values = own | {name: value for name, value in shared.items() if own.get(name, default[name]) == default[name]}
+    if both := sorted(name for name, value in shared.items() if values[name] != value):
+        logging.warning("SODA: %s of Train SODA itself go before those of its settings", ", ".join(both))
+    fields = {id: name for name, id in INPUT_IDS.items()}
+    return {fields.get(name, name): value for name, value in values.items()}
 
 
 class SodaTrain(io.ComfyNode):
@@ -42,33 +87,7 @@ class SodaTrain(io.ComfyNode):
                     "positive", tooltip="Encoded captions: one for all pictures, or one for each in the same order."
                 ),
                 filename_prefix("subject"),
-                widget(RunOptions, "trigger_phrase"),
-                widget(TrainSettings, "steps"),
-                widget(TrainSettings, "batch_size"),
-                widget(TrainSettings, "rotation_lr", round=False),
-                widget(TrainSettings, "shift_lr", round=False),
-                widget(TrainSettings, "decomposition"),
-                widget(TrainSettings, "train"),
-                widget(TrainSettings, "layers"),
-                widget(TrainSettings, "layer_pattern"),
-                widget(TrainSettings, "factor_preset"),
-                widget(TrainSettings, "factor_count"),
-                widget(TrainSettings, "loss"),
-                widget(TrainSettings, "dco_beta"),
-                widget(TrainSettings, "min_snr_gamma"),
-                widget(TrainSettings, "prior_weight"),
-                widget(TrainSettings, "schedule"),
-                widget(TrainSettings, "warmup_steps"),
-                widget(TrainSettings, "accumulation"),
-                widget(TrainSettings, "gradient_clip"),
-                widget(TrainSettings, "retraction"),
-                widget(TrainSettings, "seed", control_after_generate=io.ControlAfterGenerate.fixed),
-                widget(RunOptions, "dtype", id="training_dtype"),
-                widget(RunOptions, "gradient_checkpointing"),
-                widget(RunOptions, "save_every"),
-                widget(RunOptions, "preview_every"),
-                widget(RunOptions, "preview_steps"),
-                widget(TrainSettings, "shift_knots"),  # new ones go last: a saved workflow knows widgets by place
+                *_widgets(_REQUIRED),
                 io.Conditioning.Input(
                     "base_positive",
                     optional=True,
@@ -89,9 +108,13 @@ class SodaTrain(io.ComfyNode):
                 io.Vae.Input(
                     "vae", optional=True, tooltip="Decodes previews in full quality; without it they are rough."
                 ),
-                # optional, so that prompts made before there were these still run
-                widget(RunOptions, "state_minutes", optional=True),
-                widget(RunOptions, "continue_from", optional=True, options=states.choices()),
+                *_widgets(_OPTIONAL, optional=True),
+                TrainingSettingsType.Input(
+                    "settings",
+                    optional=True,
+                    tooltip="From SODA Training Settings: all that is not shown here. What the node itself shows goes "
+                    "before it.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             outputs=[
@@ -117,17 +140,20 @@ class SodaTrain(io.ComfyNode):
     def execute(cls, model, **inputs: list[Any]) -> io.NodeOutput:
         values = {name: value if name in _LIST_INPUTS else value[0] for name, value in inputs.items() if value}
         values = {name: value for name, value in values.items() if value is not None and value != [None]}
-        values["dtype"] = values.pop("training_dtype")
+        values = _given(values, values.pop("settings", {}))
         data = TrainingData(**{n: values.pop(n) for n in (*_LIST_INPUTS, "vae") if n in values})
         options = RunOptions(
             filename_prefix=values.pop("filename_prefix"),
             graph=graph_metadata(cls.hidden),
             show=progress_text(cls.hidden.unique_id),
+            warn=notice(cls.hidden.unique_id),
             **{n: values.pop(n) for n in settings_of(RunOptions) if n in values},
         )
         settings = TrainSettings(**values)
         for record in (settings, options):
             check_settings(record, offered=True)
+        for found in empty_caption(cls.hidden.prompt or {}, cls.hidden.unique_id):
+            options.warn(found)
         result = train_in_graph(model[0], data, settings, options)
         patched, _ = apply_adapter(model[0], None, result.adapter)
         rates = result.learning_rates if len(set(result.learning_rates)) > 1 else None

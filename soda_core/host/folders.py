@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from PIL import Image
@@ -19,6 +20,7 @@ from ..errors import SettingsError, SodaError
 from ..files import check_prefix
 from ..interop.lora import Export
 from ..text import printable
+from . import pictures
 from .server import announce_saved
 
 FOLDER = "soda"
@@ -59,9 +61,15 @@ def load_adapter(name: str) -> SodaAdapter:
     return SodaAdapter.load(adapter_path(name))
 
 
-def save_adapter(adapter: SodaAdapter, prefix: str) -> str:
-    """Save under the first soda folder as ``<prefix>_00001_.safetensors``, counting up; returns the listed name."""
-    return _save(FOLDER, prefix, adapter.save)
+def save_adapter(adapter: SodaAdapter, prefix: str, picture: Image.Image | None = None) -> str:
+    """Save under the first soda folder as ``<prefix>_00001_.safetensors``, counting up; returns the listed name.
+
+    The title in the file is that of no other file.
+
+    Args:
+        picture: what it looks like, for the model library; kept beside the file and, small, in it.
+    """
+    return _save(FOLDER, prefix, lambda path: _write(adapter, path, picture))
 
 
 def save_lora(export: Export, prefix: str) -> str:
@@ -77,20 +85,41 @@ class Kept:
     warning: str = ""  #: what a user must know of that place
 
 
-def keep_adapter(adapter: SodaAdapter, prefix: str) -> Kept:
+def keep_adapter(adapter: SodaAdapter, prefix: str, picture: Image.Image | None = None) -> Kept:
     """:func:`save_adapter` in the first soda folder that takes it, where none does in the host's temporary folder.
 
     Raises:
         SodaError: not even there.
     """
+
+    def write(path: Path) -> None:
+        _write(adapter, path, picture)
+
     for root in folder_paths.get_folder_paths(FOLDER):
         try:
-            return Kept(_save(FOLDER, prefix, adapter.save, root))
+            return Kept(_save(FOLDER, prefix, write, root))
         except SodaError as error:
             logging.warning("SODA: %s; trying the next folder", error)
     with _next_file(prefix, folder_paths.get_temp_directory()) as (path, _):
-        adapter.save(path)
+        write(path)
     return Kept(str(path), f"no soda folder takes the adapter; it is {path}, where ComfyUI clears up: move it")
+
+
+def titled(adapter: SodaAdapter, name: str) -> SodaAdapter:
+    """With the title that it has in the file of that name: "fox_00003", "merged_00001: fox_00003 + ink_00001"."""
+    stem = Path(name).stem.rstrip("_")
+    own = str(adapter.metadata.get("title") or "").rsplit(": ", 1)[-1]
+    title = stem if stem.startswith(own) else f"{stem}: {own}"
+    return replace(adapter, metadata=dict(adapter.metadata) | {"title": title})
+
+
+def _write(adapter: SodaAdapter, path: Path, picture: Image.Image | None) -> None:
+    adapter = titled(adapter, path.name)
+    if picture is not None:
+        adapter = replace(adapter, metadata=dict(adapter.metadata) | {"thumbnail": pictures.thumbnail(picture)})
+    adapter.save(path)
+    if picture is not None:
+        pictures.save(picture, path.with_suffix(".png"), adapter.metadata, pictures.BESIDE)
 
 
 def check_writable(prefix: str, suffixes: Iterable[str] = ("",), adapter: SodaAdapter | None = None) -> None:
@@ -144,12 +173,7 @@ def _written(name: str) -> Iterator[None]:
         ) from error
 
 
-def save_preview(picture: Image.Image, prefix: str, step: int) -> None:
+def save_preview(picture: Image.Image, prefix: str, step: int, metadata: Mapping[str, Any]) -> None:
     """Keep a training preview as ``output/soda-previews/<prefix>-step00100.png``."""
     root = os.path.join(folder_paths.get_output_directory(), "soda-previews")
-    target = Path(root, f"{check_prefix(prefix)}-step{step:05}.png")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
-    except OSError as error:  # a preview is not worth stopping a training for
-        logging.warning("SODA: could not keep a preview: %s", error)
+    pictures.save(picture, Path(root, f"{check_prefix(prefix)}-step{step:05}.png"), metadata)

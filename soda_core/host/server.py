@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from server import PromptServer
 
@@ -13,6 +15,11 @@ def announce_saved(name: str) -> None:
     instance = getattr(PromptServer, "instance", None)  # none when the host's modules are used without its server
     if instance is not None:
         instance.send_sync("soda.saved", {"name": name})
+
+
+def notice(node_id: str) -> Callable[[Any], None]:
+    """Shows a record of plain values on the node, until it runs again; ``web/notices.js`` listens."""
+    return lambda record: PromptServer.instance.send_sync("soda.notice", {"node": node_id, **asdict(record)})
 
 
 def progress_text(node_id: str) -> Callable[[str], None]:

@@ -10,6 +10,9 @@ from typing import Any
 from ..errors import SettingsError
 from ..files import check_text
 
+#: Of :attr:`Setting.when`: something is connected to a socket.
+CONNECTED = "(connected)"
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -20,7 +23,9 @@ class Setting:
         choices: the names it may hold.
         minimum: a number may be no less.
         maximum, step: what its widget offers; a script may go beyond the maximum.
-        advanced: for those who look for it.
+        advanced: for those who look for it; of a training, in the node of settings.
+        when: it matters only while another input, by name, holds this value; :data:`CONNECTED` for a socket's link.
+        exponent: is written as 5e-5.
     """
 
     help: str
@@ -29,6 +34,8 @@ class Setting:
     maximum: float | None = None
     step: float | None = None
     advanced: bool = False
+    when: tuple[str, str] | None = None
+    exponent: bool = False
 
     def check(self, name: str, value: Any, offered: bool = False) -> None:
         """Raise unless the value is allowed; with ``offered``, unless its widget offers it."""

@@ -13,7 +13,7 @@ from ..errors import SettingsError
 from ..spectral import Decomposition
 from ..stiefel import Retraction
 from ..targets import LAYER_PRESETS
-from .setting import Setting, check_settings, setting
+from .setting import CONNECTED, Setting, check_settings, setting
 
 Train = Literal["rotation + shift", "rotation only", "shift only"]
 Loss = Literal["dco", "mse", "min-snr"]
@@ -27,6 +27,7 @@ def _learning_rate(of: str) -> dict[str, Setting]:
         minimum=0.0,
         maximum=1.0,
         step=1e-6,
+        exponent=True,
     )
 
 
@@ -54,6 +55,7 @@ class TrainSettings:
             "Pictures per forward pass. 1 (the authors' value) needs the least memory.",
             minimum=1,
             maximum=1024,
+            advanced=True,
         ),
     )
     accumulation: int = field(
@@ -80,6 +82,7 @@ class TrainSettings:
         metadata=setting(
             "Which parts to train. Both is SODA (default); 'shift only' is SVDiff.",
             choices=get_args(Train),
+            advanced=True,
         ),
     )
     shift_knots: int = field(
@@ -90,7 +93,7 @@ class TrainSettings:
             "which is partly lost on such copies. qr needs no curve.",
             minimum=0,
             maximum=64,
-            advanced=True,
+            when=("decomposition", "svd"),
         ),
     )
     factor_preset: str = field(
@@ -113,6 +116,7 @@ class TrainSettings:
             minimum=1,
             maximum=8,
             advanced=True,
+            when=("factor_preset", "auto"),
         ),
     )
     factor_sizes: Mapping[int, tuple[int, ...]] | None = None
@@ -129,7 +133,7 @@ class TrainSettings:
         metadata=setting(
             "For layers = pattern: wildcards over layer names, several separated by commas, e.g. *attn2.to_k, "
             "*attn2.to_v",
-            advanced=True,
+            when=("layers", "pattern"),
         ),
     )
     loss: Loss = field(
@@ -148,7 +152,7 @@ class TrainSettings:
             minimum=1e-3,
             maximum=1e3,
             step=0.1,
-            advanced=True,
+            when=("loss", "min-snr"),
         ),
     )
     dco_beta: float = field(
@@ -159,7 +163,7 @@ class TrainSettings:
             minimum=1e-3,
             maximum=1e6,
             step=1.0,
-            advanced=True,
+            when=("loss", "dco"),
         ),
     )
     prior_weight: float = field(
@@ -170,7 +174,7 @@ class TrainSettings:
             minimum=0.0,
             maximum=100.0,
             step=0.05,
-            advanced=True,
+            when=("class_latents", CONNECTED),
         ),
     )
     warmup_steps: int = field(
@@ -223,6 +227,8 @@ class TrainSettings:
         check_settings(self)
         self._require("shift_knots", self.shift_knots != 1, "0, or 2 or more")
         self._require("warmup_steps", self.warmup_steps <= self.steps, f"between 0 and steps ({self.steps})")
+        if not (self.rotates and self.rotation_lr) and not (self.shifts and self.shift_lr):
+            raise SettingsError(f"nothing would be trained: with train = {self.train!r} the learning rate is 0")
         for in_features, sizes in (self.factor_sizes or {}).items():
             kronecker.check_sizes(sizes, in_features)
         if self.layers == "pattern" and not self.layer_pattern.strip():

@@ -49,7 +49,7 @@ class Server(HostFolder, Client):
         cpu: bool | None = None,
         env: Mapping[str, str] | None = None,
         pack: bool = True,
-        timeout: float = 240,
+        timeout: float = 900,
     ) -> None:
         self._temporary = base is None
         folder = Path(tempfile.mkdtemp(prefix="soda-comfyui-")) if base is None else base.resolve()

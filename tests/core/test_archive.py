@@ -23,21 +23,22 @@ def archive() -> set[str]:
 
 
 def test_everything_that_a_user_meets_is_in_it(archive) -> None:
-    for folder in ("nodes", "soda_core", "web", "locales", "workflows"):
+    for folder in ("nodes", "soda_core", "web", "locales", "workflows", "subgraphs"):
         here = [p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.is_file()]
         missing = set(less(here, ".gitignore")) - archive
         assert not missing, missing
     assert {
         "__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md",
         "web/docs/SODATrain.md", "web/docs/SODATrain/en.md", "web/docs/SODATrain/zh.md", "web/refresh.js",
-        "locales/en/nodeDefs.json", "locales/zh/nodeDefs.json", "workflows/train_subject.json",
-        "workflows/train_subject.jpg",
+        "locales/en/nodeDefs.json", "locales/zh/nodeDefs.json", "workflows/Train my subject.json",
+        "workflows/Train my subject.jpg", "workflows/pictures/soda_example_subject/1.jpg",
+        "subgraphs/Train my subject.json",
     } <= archive  # fmt: skip
 
 
 def test_nothing_else_is_in_it(archive) -> None:
     tops = {name.split("/")[0] for name in archive if "/" in name}
-    assert tops == {"nodes", "soda_core", "web", "locales", "workflows"}
+    assert tops == {"nodes", "soda_core", "web", "locales", "workflows", "subgraphs"}
     assert not [name for name in archive if name.endswith((".safetensors", ".pt", ".ckpt", ".lock"))]
     files = {name for name in archive if "/" not in name and not name.startswith(".")}
     assert files == {

@@ -117,7 +117,7 @@ def test_an_adapter_is_where_a_new_run_starts(host, model) -> None:
     second = train(host, model, continue_from=first.saved_name)
     assert second.losses[0] < first.losses[0] and second.adapter.metadata["steps"] == 5
     origin = second.adapter.metadata["started_from"]
-    assert origin == {"title": "run", "hash": first.adapter.identity()}
+    assert origin == {"title": first.adapter.title, "hash": first.adapter.identity()}
     saved = host.core("host.folders").load_adapter(second.saved_name)
     assert saved.metadata["started_from"] == origin
     refuse(host, model, "factors of sizes", continue_from=first.saved_name, settings={"factor_count": 1})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real headless server with a small SD 1.5-family checkpoint and the demo's pictures."""
+"""A real headless server with a small SD 1.5-family checkpoint."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import os
 
 import pytest
 
-from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER
 from demo.graph import widget_defaults
 from testbed.checkpoints import BASE_NAME, build, write
 from testbed.server import Server
-from testbed.world.tasks import STYLE, SUBJECT
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +23,6 @@ def server(tmp_path_factory):
     with Server(["--extra-model-paths-config", str(folder / "extra.yaml")], base=folder / "base", cpu=True) as server:
         server.add_checkpoint(write(folder / BASE_NAME, build("sd15-min", clip="sparse", seed=0)), BASE_NAME)
         server.add_checkpoint(write(folder / "sd3.safetensors", build("sd3-d2", clip="none")), "sd3.safetensors")
-        for task, name in ((SUBJECT, SUBJECT_FOLDER), (STYLE, STYLE_FOLDER)):
-            task.write(server.base / "input" / name, side=96)
         server.soda = extra / "adapters"
         yield server
         assert "Traceback" not in server.log.split("got prompt", 1)[0], "the server must come up clean"

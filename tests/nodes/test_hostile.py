@@ -40,7 +40,7 @@ def parts(server, trained) -> Adapter:
 def trained(server) -> Adapter:
     graph = training_graph(server, filename_prefix="odd", shift_lr=0.05, rotation_lr=0.02)
     server.queue(graph.nodes)
-    (file,) = server.soda.glob("odd_*")
+    (file,) = server.soda.glob("odd_*.safetensors")
     return Adapter.of(file.read_bytes())
 
 

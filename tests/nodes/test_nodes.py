@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import pytest
 
+from demo.graph import WIDGET_TYPES
 from soda_core.training.setting import settings_of
 from soda_core.training.settings import TrainSettings
 
 NODES = {
     "SODATrain": "Train SODA (in-graph)",
+    "SODATrainingSettings": "SODA Training Settings",
     "SODALoadAdapter": "Load SODA Adapter",
     "SODAApplyAdapter": "Apply SODA Adapter",
     "SODAMerge": "Merge Subject+Style SODA",
@@ -37,32 +39,62 @@ def test_every_input_explains_itself(server, node) -> None:
     assert all(tooltip for tooltip in info["output_tooltips"])
 
 
+def inputs_of(server, node: str) -> dict[str, list]:
+    info = server.object_info()[node]["input"]
+    return {**info.get("required", {}), **info.get("optional", {})}
+
+
+def is_widget(spec: list) -> bool:
+    return spec[0] in WIDGET_TYPES
+
+
 def test_the_widget_order_is_frozen(server) -> None:
-    """A saved workflow stores widget values by position: new ones may only come at the end."""
-    assert list(server.object_info()["SODATrain"]["input"]["required"]) == [
-        "model", "latents", "positive", "filename_prefix", "trigger_phrase", "steps", "batch_size", "rotation_lr",
+    """A saved workflow stores widget values by position: new ones may only come at the end, none may go."""
+    assert [name for name, spec in inputs_of(server, "SODATrain").items() if is_widget(spec)] == [
+        "filename_prefix", "trigger_phrase", "steps", "batch_size", "rotation_lr",
         "shift_lr", "decomposition", "train", "layers", "layer_pattern", "factor_preset", "factor_count", "loss",
         "dco_beta", "min_snr_gamma", "prior_weight", "schedule", "warmup_steps", "accumulation", "gradient_clip",
         "retraction", "seed", "training_dtype", "gradient_checkpointing", "save_every", "preview_every",
-        "preview_steps", "shift_knots",
+        "preview_steps", "shift_knots", "state_minutes", "continue_from",
     ]  # fmt: skip
-    assert list(server.object_info()["SODATrain"]["input"]["optional"]) == [
-        "base_positive", "class_latents", "class_positive", "negative", "vae", "state_minutes", "continue_from",
+    assert [name for name, spec in inputs_of(server, "SODATrain").items() if not is_widget(spec)] == [
+        "model", "latents", "positive", "base_positive", "class_latents", "class_positive", "negative", "vae",
+        "settings",
     ]  # fmt: skip
+    assert list(inputs_of(server, "SODATrainingSettings")) == [
+        "batch_size", "accumulation", "train", "factor_preset", "factor_count", "warmup_steps", "schedule",
+        "gradient_clip", "retraction", "training_dtype", "gradient_checkpointing", "save_every", "preview_steps",
+        "state_minutes", "continue_from",
+    ]  # fmt: skip
+
+
+def test_at_most_twelve_widgets_at_first_sight_and_the_rest_in_the_settings_node(server) -> None:
+    train, rest = inputs_of(server, "SODATrain"), inputs_of(server, "SODATrainingSettings")
+    shown = [name for name, spec in train.items() if is_widget(spec) and not spec[1].get("hidden")]
+    assert len(shown) <= 12 and {"steps", "rotation_lr", "loss", "dco_beta", "shift_knots", "seed"} <= set(shown)
+    for name, (_, options) in train.items():
+        if options.get("hidden"):
+            assert name in rest or options["soda_when"][0] in train, f"{name} cannot be reached"
+    for name, (kind, options) in rest.items():
+        hidden = {"hidden", "soda_when", "soda_offers"}
+        assert (kind, _without(options, hidden)) == (train[name][0], _without(train[name][1], hidden)), name
+
+
+def _without(options: dict, names: set[str]) -> dict:
+    return {key: value for key, value in options.items() if key not in {*names, "optional"}}
 
 
 def test_every_setting_is_an_input_with_what_it_says_of_itself(server) -> None:
-    inputs = server.object_info()["SODATrain"]["input"]["required"]
+    inputs = inputs_of(server, "SODATrain")
     for name, setting in settings_of(TrainSettings).items():
         kind, options = inputs[name]
-        said = {key: options.get(key) for key in ("default", "tooltip", "min", "max", "step", "advanced", "options")}
+        said = {key: options.get(key) for key in ("default", "tooltip", "min", "max", "step", "options")}
         assert said == {
             "default": getattr(TrainSettings, name),
             "tooltip": setting.help,
             "min": setting.minimum,
             "max": setting.maximum,
             "step": setting.step,
-            "advanced": setting.advanced or None,
             "options": list(setting.choices) or None,
         }, name
         assert (kind == "COMBO") == bool(setting.choices)

@@ -81,7 +81,7 @@ def test_trained_in_the_graph_equals_loaded_from_disk(server) -> None:
     g = training_graph(server, filename_prefix="same", shift_lr=0.05, rotation_lr=0.02)
     g.picture = sampling(g, (g.train, 1), "1")
     fresh = picture(server, g)
-    name = max(server.soda.glob("same_*"), key=os.path.getmtime).name
+    name = max(server.soda.glob("same_*.safetensors"), key=os.path.getmtime).name
     assert torch.equal(picture(server, loading_graph(name)), fresh)
 
 
@@ -185,7 +185,7 @@ def test_cancel_over_http_keeps_a_loadable_file(server) -> None:
     server.interrupt()
     with pytest.raises(PromptInterrupted, match="SODATrain"):
         server.wait(prompt, 60)
-    (file,) = server.soda.glob("cancelled-interrupted_*")
+    (file,) = server.soda.glob("cancelled-interrupted_*.safetensors")
     picture(server, loading_graph(file.name))
     assert not list(server.soda.rglob("*.partial"))
     # the next prompt runs as if nothing had happened
@@ -224,12 +224,12 @@ def test_a_cancelled_training_is_continued_from_the_list_and_then_gone_from_it(s
         0,
     ]
     assert server.images(server.queue(g.nodes), g.picture) and server.images(entry, g.picture)
-    assert len(list(server.soda.glob("resumed_*"))) == 1
+    assert len(list(server.soda.glob("resumed_*.safetensors"))) == 1
     g.nodes[g.train]["inputs"]["steps"] = 41
     fails(server, g, "continue_from: .*is gone", "SODATrain")
     whole = training_graph(server, **{**settings, "filename_prefix": "unbroken"})
     server.queue(whole.nodes)
-    (continued,), (unbroken,) = server.soda.glob("resumed_*"), server.soda.glob("unbroken_*")
+    (continued,), (unbroken,) = server.soda.glob("resumed_*.safetensors"), server.soda.glob("unbroken_*.safetensors")
     tensors, expected = load_file(continued), load_file(unbroken)
     assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], expected[k]) for k in expected)
 
@@ -238,7 +238,7 @@ def test_an_adapter_is_offered_to_start_from(server, trained) -> None:
     assert trained["subject"] in offered(server) and offered(server)[0] == "(none)"
     g = training_graph(server, filename_prefix="further", seed=43, continue_from=trained["subject"])
     server.queue(g.nodes)
-    (file,) = server.soda.glob("further_*")
+    (file,) = server.soda.glob("further_*.safetensors")
     with safe_open(file, "pt") as opened:
         assert '"started_from"' in opened.metadata()["soda"]
 

@@ -4,46 +4,129 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
-from demo.build_workflows import build_all
+from demo import blueprints
+from demo.build_pictures import FOLDERS, PICTURES, write
+from demo.build_workflows import CHECKPOINT, TITLES, build_all, workflow_file
+from demo.graph import HEADER, natural_height
 from demo.run import for_demo, node, set_inputs
+from testbed.paths import ROOT
 
-WORKFLOWS = Path(__file__).parents[2] / "workflows"
-NAMES = ["train_subject", "train_style", "merge_subject_and_style", "load_and_sample"]
+WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
+
+
+def shipped(name: str) -> dict:
+    return json.loads(workflow_file(name).read_text("utf-8"))
 
 
 def prompt_of(server, name: str) -> dict:
-    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
-    return for_demo(server.convert(workflow), steps=3, sample_steps=2)
+    return for_demo(server.convert(shipped(name)), steps=3, sample_steps=2)
 
 
 def test_these_workflows_ship_with_thumbnails() -> None:
-    assert sorted(p.stem for p in WORKFLOWS.glob("*.json")) == sorted(NAMES)
-    for name in NAMES:
-        with Image.open(WORKFLOWS / f"{name}.jpg") as image:
+    assert sorted(p.stem for p in WORKFLOWS.glob("*.json")) == sorted(TITLES.values())
+    for name in TITLES:
+        picture = workflow_file(name).with_suffix(".jpg")
+        with Image.open(picture) as image:
             assert min(image.size) >= 200
-        assert (WORKFLOWS / f"{name}.jpg").stat().st_size < 200_000
+        assert picture.stat().st_size < 200_000
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_the_host_serves_them_and_the_blueprints(server) -> None:
+    with urlopen(f"{server.url}/api/workflow_templates") as answer:
+        assert sorted(json.load(answer)["soda"]) == sorted(TITLES.values())
+    for title in TITLES.values():
+        with urlopen(f"{server.url}/api/workflow_templates/soda/{quote(title)}.json") as answer:
+            assert json.load(answer)["nodes"]
+    with urlopen(f"{server.url}/api/global_subgraphs") as answer:
+        found = {entry["name"] for entry in json.load(answer).values() if entry["info"]["node_pack"].endswith("soda")}
+    assert found == {p.stem for p in SUBGRAPHS.glob("*.json")} and len(found) == 3
+
+
+@pytest.mark.parametrize("name", TITLES)
 def test_no_node_is_missing_and_every_widget_fits(server, name) -> None:
-    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
     info = server.object_info()
-    kinds = {n["type"] for n in workflow["nodes"]} - {"MarkdownNote", "Note", "Reroute"}
+    kinds = {n["type"] for n in shipped(name)["nodes"]} - {"MarkdownNote", "Note", "Reroute"}
     assert kinds <= set(info) and any(k.startswith("SODA") for k in kinds)
-    for key, entry in server.convert(workflow).items():
+    for key, entry in server.convert(shipped(name)).items():
         required = info[entry["class_type"]]["input"].get("required", {})
         assert set(required) <= set(entry["inputs"]), f"{name}: node {key} ({entry['class_type']})"
 
 
+@pytest.mark.parametrize("name", TITLES)
+def test_what_a_user_lacks_is_named_with_its_address(name) -> None:
+    (loader,) = (n for n in shipped(name)["nodes"] if n["type"] == "CheckpointLoaderSimple")
+    (model,) = loader["properties"]["models"]
+    assert loader["widgets_values"] == [CHECKPOINT] == [model["name"]] and model["directory"] == "checkpoints"
+    assert model["url"].startswith("https://") and CHECKPOINT in model["url"]
+
+
+def test_their_pictures_are_in_the_input_folder(server) -> None:
+    for name in FOLDERS:
+        assert (
+            name in server.object_info()["LoadImageTextDataSetFromFolder"]["input"]["required"]["folder"][1]["options"]
+        )
+        for source in (PICTURES / name).iterdir():
+            assert (server.base / "input" / name / source.name).read_bytes() == source.read_bytes()
+
+
+def test_the_pictures_are_the_demos_and_small(tmp_path) -> None:
+    assert sum(p.stat().st_size for p in PICTURES.rglob("*") if p.is_file()) < 600_000
+    for name, task in FOLDERS.items():
+        write(tmp_path / name, task)
+        for file in sorted((PICTURES / name).iterdir()):
+            again = tmp_path / name / file.name
+            if file.suffix == ".txt":
+                assert file.read_text("utf-8") == again.read_text("utf-8")
+                continue
+            with Image.open(file) as one, Image.open(again) as other:
+                difference = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+                assert one.size == (512, 512) and max(ImageStat.Stat(difference).mean) < 2
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_nothing_overlaps_in_either_renderer(server, name) -> None:
+    """Every node has at least the height that the taller renderer takes, and no two boxes meet."""
+    boxes = []
+    for entry in shipped(name)["nodes"]:
+        (x, y), (width, height) = entry["pos"], entry["size"]
+        if entry["type"] in server.object_info():
+            assert height >= natural_height(server.object_info()[entry["type"]]), entry["type"]
+        boxes.append((x, y - HEADER, x + width, y + height))
+    for i, one in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+            assert apart, (one, other)
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_app_mode_shows_widgets_and_a_result(name) -> None:
+    workflow = shipped(name)
+    nodes = {str(n["id"]): n for n in workflow["nodes"]}
+    app = workflow["extra"]["linearData"]
+    assert app["outputs"] and all(nodes[key]["type"] == "SaveImage" for key in app["outputs"])
+    for key, widget in app["inputs"]:
+        assert widget in [i["widget"]["name"] for i in nodes[key]["inputs"] if i.get("widget") and not i["link"]]
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_notes_are_in_both_languages(name) -> None:
+    texts = [n["widgets_values"][0] for n in shipped(name)["nodes"] if n["type"] == "MarkdownNote"]
+    assert sorted(bool(re.search("[\u4e00-\u9fff]", text)) for text in texts) == [False, True]
+
+
 def test_they_are_what_the_builder_writes(server) -> None:
     for name, workflow in build_all(server.object_info()).items():
-        shipped = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
-        assert shipped == json.loads(json.dumps(workflow)), f"{name}: run demo/build_workflows.py"
+        assert shipped(name) == json.loads(json.dumps(workflow)), f"{name}: run demo/build_workflows.py"
+    for title, blueprint in blueprints.build_all(server.object_info()).items():
+        written = json.loads((SUBGRAPHS / f"{title}.json").read_text("utf-8"))
+        assert written == json.loads(json.dumps(blueprint)), f"{title}: run demo/build_workflows.py"
 
 
 def test_all_workflows_run_in_the_order_a_user_takes_them(server) -> None:
@@ -64,3 +147,43 @@ def test_all_workflows_run_in_the_order_a_user_takes_them(server) -> None:
     prompt = prompt_of(server, "load_and_sample")
     set_inputs(prompt, "SODALoadAdapter", adapter_name=made[0])
     assert server.images(server.queue(prompt))
+
+
+def around(title: str, picture: str) -> dict:
+    """A workflow of a checkpoint, a blueprint as a node, and a preview of one of its outputs."""
+    workflow = json.loads((SUBGRAPHS / f"{title}.json").read_text("utf-8"))
+    (blueprint,) = workflow["nodes"]
+    slots = {entry["name"]: slot for slot, entry in enumerate(blueprint["outputs"])}
+    names = {"model": "MODEL", "clip": "CLIP", "vae": "VAE"}
+    kinds = [*names.values(), "IMAGE"]
+    workflow["links"] = [[i, 2, i - 1, 1, i - 1, kind] for i, kind in enumerate(names.values(), 1)]
+    workflow["links"].append([4, 1, slots[picture], 3, 0, "IMAGE"])
+    for entry, link in zip(blueprint["inputs"], (1, 2, 3), strict=True):
+        assert entry["type"] == names[entry["name"]]
+        entry["link"] = link
+    blueprint["outputs"][slots[picture]]["links"] = [4]
+    common = {"pos": [0, 0], "size": [200, 100], "flags": {}, "order": 0, "mode": 0, "properties": {}}
+    workflow["nodes"] += [
+        {**common, "id": 2, "type": "CheckpointLoaderSimple", "inputs": [], "widgets_values": [CHECKPOINT],
+         "outputs": [{"name": kind, "type": kind, "links": [i]} for i, kind in enumerate(kinds[:3], 1)]},
+        {**common, "id": 3, "type": "PreviewImage", "outputs": [], "widgets_values": [],
+         "inputs": [{"name": "images", "type": "IMAGE", "link": 4}]},
+    ]  # fmt: skip
+    return workflow
+
+
+def test_the_blueprints_run_as_nodes(server) -> None:
+    made = []
+    for title in ("Train my subject", "Train my style"):
+        before = set(server.soda.glob("*.safetensors"))
+        prompt = for_demo(server.convert(around(title, "loss_curve")), steps=3, sample_steps=2)
+        assert server.images(server.queue(prompt), node(prompt, "PreviewImage"))
+        made += [path.name for path in set(server.soda.glob("*.safetensors")) - before]
+    server.object_info(refresh=True)
+    compared = "base, subject, style, merged"
+    prompt = for_demo(server.convert(around("Merge and compare", compared)), steps=3, sample_steps=2)
+    loaders = [entry for entry in prompt.values() if entry["class_type"] == "SODALoadAdapter"]
+    for loader, name in zip(loaders, made, strict=True):
+        loader["inputs"]["adapter_name"] = name
+    (row,) = server.images(server.queue(prompt), node(prompt, "PreviewImage"))
+    assert row.width == 4 * row.height

@@ -5,7 +5,8 @@
 """
 
 from .dataset import TrainingData
-from .options import RunOptions
+from .notices import empty_caption
+from .options import Notice, RunOptions
 from .run import TrainingResult, train_in_graph
 
-__all__ = ["RunOptions", "TrainingData", "TrainingResult", "train_in_graph"]
+__all__ = ["Notice", "RunOptions", "TrainingData", "TrainingResult", "empty_caption", "train_in_graph"]

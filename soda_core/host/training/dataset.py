@@ -93,7 +93,7 @@ class Examples:
         """Of the data, by the inputs they came through: equal where they give the same training."""
 
         def of(pictures: Buckets, part: Callable[[Example], Any]) -> str:
-            return _fingerprint([part(example) for group in pictures.groups for example in group])
+            return fingerprint([part(example) for group in pictures.groups for example in group])
 
         found = {
             "latents": of(self.pictures, lambda example: example.latent),
@@ -111,7 +111,7 @@ class Examples:
         return (batch_size, *largest.latent.shape[1:])
 
 
-def _fingerprint(value: Any) -> str:
+def fingerprint(value: Any) -> str:
     """Of tensors and plain values in lists, dictionaries and the host's COND objects."""
     digest = hashlib.blake2b(digest_size=8)
 

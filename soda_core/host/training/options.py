@@ -17,11 +17,27 @@ TrainingDtype = Literal["auto", "bf16", "fp32", "model"]
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What looks like a mistake, though it can be trained with.
+
+    Args:
+        kind: what ``web/notices.js`` translates by.
+        text: in English.
+        count: the number in it.
+    """
+
+    kind: str
+    text: str
+    count: int = 0
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """
     Args:
         graph: workflow and prompt JSON, kept in the file.
         show: shows a line of text on the node.
+        warn: shows what looks like a mistake on the node, where it stays.
         on_step: called after every step; what it raises ends the run, as a cancel does.
     """
 
@@ -40,6 +56,7 @@ class RunOptions:
             "elsewhere. bf16: half the memory. fp32: exact, best on a CPU. model: whatever the model runs in. The "
             "adapter itself is always float32.",
             choices=get_args(TrainingDtype),
+            advanced=True,
         ),
     )
     gradient_checkpointing: bool = field(
@@ -89,11 +106,13 @@ class RunOptions:
         metadata=setting(
             "Go on with a run that was stopped or crashed, exactly as if it had not been: same settings (steps may "
             "grow), pictures and model. An adapter instead is where a new run starts, with its layers and sizes. "
-            "(none), the default: start from the base model."
+            "(none), the default: start from the base model.",
+            advanced=True,
         ),
     )
     graph: dict[str, str] = field(default_factory=dict)
     show: Callable[[str], None] = lambda text: None
+    warn: Callable[[Notice], None] = lambda notice: None
     on_step: OnStep = lambda progress: None
 
     def __post_init__(self) -> None:

@@ -11,18 +11,23 @@ from typing import Any
 
 import comfy.model_management as mm
 import torch
+from PIL import Image
 
 from ...adapter import SodaAdapter
 from ...base_check import relative_error
 from ...errors import SettingsError, SodaError, TrainingError
+from ...report.loss_curve import loss_curve
+from ...report.theme import to_image_tensor
 from ...training.loop import Progress, TrainingLoop
 from ...training.memory import needs
 from ...training.settings import TrainSettings
 from ...training.state import RunState
 from ...training.trainable import TrainableAdapter
 from .. import folders
+from ..pictures import from_image
 from . import metadata, preview
 from .dataset import Examples, TrainingData
+from .notices import notices
 from .objective import Objective
 from .options import RunOptions
 from .report import Report
@@ -93,6 +98,7 @@ class Run:
         )
         self.trainable = self._trainable()
         self.progress = Progress()
+        self._last_preview: Image.Image | None = None
         self.loop = TrainingLoop(self.trainable, self.settings, self.progress)
         self.objective = Objective(session, self.trainable, self.examples)
         self._load()
@@ -101,6 +107,9 @@ class Run:
         if self.start.state is not None:
             self._resume(self.start.state)
         self._announce()
+        for notice in notices(data, self.settings):
+            logging.warning("SODA: %s", notice.text)
+            options.warn(notice)
         folders.check_writable(options.filename_prefix, _suffixes(self.settings, options), self.adapter())
 
     def train(self) -> TrainingResult:
@@ -115,7 +124,8 @@ class Run:
     def _finish(self) -> TrainingResult:
         adapter = self.adapter()
         try:
-            kept = folders.keep_adapter(adapter, self.options.filename_prefix)
+            kept = folders.keep_adapter(adapter, self.options.filename_prefix, self._picture())
+            adapter = folders.titled(adapter, kept.name)
         except Exception as error:  # whatever it is: the adapter is there, and somebody waited for it
             text = f"the adapter could not be saved ({error}); it is in the graph alone, for Save SODA Adapter"
             kept = folders.Kept("", text)
@@ -130,6 +140,16 @@ class Run:
     def adapter(self) -> SodaAdapter:
         """What is trained so far."""
         return self.trainable.to_adapter(self.session.weights, self.metadata | {"steps": self.progress.step})
+
+    def _picture(self) -> Image.Image | None:
+        """What goes with the file: the last preview, or the losses."""
+        if self._last_preview is not None:
+            return self._last_preview
+        try:
+            return from_image(to_image_tensor(loss_curve(self.progress.losses, title=self.options.filename_prefix)))
+        except Exception as error:  # no picture is worth an adapter
+            logging.warning("SODA: the loss could not be drawn: %s", error)
+            return None
 
     def memory(self) -> dict[str, int]:
         """Bytes that training takes above the loaded model, by what they are for."""
@@ -194,7 +214,7 @@ class Run:
             self._keep_state()
         if options.save_every and step % options.save_every == 0 and step < self.settings.steps:
             try:
-                folders.save_adapter(self.adapter(), f"{options.filename_prefix}-step{step:05}")
+                folders.save_adapter(self.adapter(), f"{options.filename_prefix}-step{step:05}", self._picture())
             except SodaError as error:  # the run itself can go on, and is saved at its end
                 logging.warning("SODA: step %d is not saved: %s", step, error)
         if options.preview_every and step % options.preview_every == 0:
@@ -213,7 +233,8 @@ class Run:
         finally:
             self._load()
         if picture is not None:
-            folders.save_preview(picture, self.options.filename_prefix, step)
+            self._last_preview = picture
+            folders.save_preview(picture, self.options.filename_prefix, step, self.metadata)
         self._report.bar.show(step, picture)
 
     def _rescue(self) -> str:
@@ -223,7 +244,7 @@ class Run:
             return ""
         try:
             goes_on = self._keep_state()
-            kept = folders.keep_adapter(self.adapter(), f"{self.options.filename_prefix}-interrupted")
+            kept = folders.keep_adapter(self.adapter(), f"{self.options.filename_prefix}-interrupted", self._picture())
         except Exception as second:
             logging.error("SODA: the adapter of step %d could not be saved: %s", step, second)
             return f" (the adapter of step {step} could not be saved: {second})"

@@ -23,12 +23,13 @@ from .options import NOTHING, RunOptions
 #: So many are kept, the newest.
 KEPT = 10
 
-_LISTED_AS = "unfinished: "  # no adapter is called so: their names have an ending
+#: Of a run among :func:`choices`, before its name.
+LISTED_AS = "unfinished: "  # no adapter is called so: their names have an ending
 
 
 def choices() -> list[str]:
     """What ``continue_from`` offers: nothing, runs, the newest first, and adapters."""
-    return [NOTHING, *(f"{_LISTED_AS}{path.stem}" for path in _paths()), *folders.adapter_names()]
+    return [NOTHING, *(f"{LISTED_AS}{path.stem}" for path in _paths()), *folders.adapter_names()]
 
 
 class StateFile:
@@ -45,7 +46,7 @@ class StateFile:
     @property
     def choice(self) -> str:
         """Its entry among :func:`choices`."""
-        return f"{_LISTED_AS}{self.path.stem}"
+        return f"{LISTED_AS}{self.path.stem}"
 
     def due(self) -> bool:
         return self.minutes > 0 and time.monotonic() - self._written >= 60 * self.minutes
@@ -87,8 +88,8 @@ class Start:
             SettingsError: there is no such run or adapter. FileFormatError: its file cannot be read.
         """
         choice = options.continue_from
-        if choice.startswith(_LISTED_AS):
-            path = next((path for path in _paths() if path.stem == choice.removeprefix(_LISTED_AS)), None)
+        if choice.startswith(LISTED_AS):
+            path = next((path for path in _paths() if path.stem == choice.removeprefix(LISTED_AS)), None)
             if path is None:
                 raise SettingsError(
                     f"continue_from: {choice!r} is gone: it was finished, or is none of the newest {KEPT}. "

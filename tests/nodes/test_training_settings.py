@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Settings of a training through the server: the node's own, the settings node's, those of older workflows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from demo.build_workflows import SUBJECT_FOLDER
+from demo.graph import widget_defaults
+from testbed.server import PromptError
+
+from .conftest import Graph, base, training_graph
+
+BEFORE = Path(__file__).parents[1] / "data" / "workflow_before_settings.json"
+#: What that workflow says, where not the default.
+SAID_BEFORE = {
+    "steps": 3, "rotation_lr": 0.02, "shift_lr": 3e-5, "decomposition": "qr", "batch_size": 2, "schedule": "cosine",
+    "gradient_clip": 0.5, "loss": "min-snr", "min_snr_gamma": 4.0, "seed": 11, "shift_knots": 8,
+}  # fmt: skip
+#: Required by the host; everything else has its default.
+LEAST = ("filename_prefix", "trigger_phrase", "steps", "batch_size", "rotation_lr", "shift_lr", "decomposition",
+         "train", "layers")  # fmt: skip
+
+
+def settings_of_file(server, prefix: str) -> dict:
+    path = max(server.soda.glob(f"{prefix}_*.safetensors"))
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["soda"])["metadata"]["settings"]
+
+
+def with_settings(server, graph: Graph, **values) -> Graph:
+    widgets = widget_defaults(server.object_info()["SODATrainingSettings"])
+    node = graph.add("SODATrainingSettings", **{**widgets, **values})
+    graph.nodes[graph.train]["inputs"]["settings"] = [node, 0]
+    return graph
+
+
+def test_the_settings_node_gives_what_train_does_not_show(server) -> None:
+    g = training_graph(server, filename_prefix="shared")
+    for name in [n for n in g.nodes[g.train]["inputs"] if n in widget_defaults(server.object_info()["SODATrain"])]:
+        if name not in (*LEAST, "loss"):
+            del g.nodes[g.train]["inputs"][name]
+    server.queue(with_settings(server, g, schedule="cosine", accumulation=2, training_dtype="fp32").nodes)
+    found = settings_of_file(server, "shared")
+    assert (found["schedule"], found["accumulation"], found["dtype"], found["loss"]) == ("cosine", 2, "fp32", "mse")
+
+
+def test_a_value_of_trains_own_goes_before_the_settings_nodes(server) -> None:
+    g = training_graph(server, filename_prefix="own", gradient_clip=0.5)
+    seen = len(server.log)
+    server.queue(with_settings(server, g, gradient_clip=0.7, warmup_steps=1).nodes)
+    found = settings_of_file(server, "own")
+    assert (found["gradient_clip"], found["warmup_steps"]) == (0.5, 1)
+    assert "gradient_clip, preview_steps, training_dtype of Train SODA itself go before" in server.log[seen:]
+
+
+def test_a_workflow_from_before_the_settings_node_says_what_it_said(server) -> None:
+    prompt = server.convert(json.loads(BEFORE.read_text("utf-8")))
+    (train,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == "SODATrain")
+    assert {name: train[name] for name in SAID_BEFORE} == SAID_BEFORE
+    said = {name: value for name, value in train.items() if not isinstance(value, list)}
+    server.queue(training_graph(server, **{**said, "filename_prefix": "before"}).nodes)
+    found = settings_of_file(server, "before")
+    assert {name: found[name] for name in SAID_BEFORE} == SAID_BEFORE
+
+
+# ------------------------------------------------------------------------------------------- what looks like a mistake
+
+
+def notices(server, graph: Graph) -> dict[str, str]:
+    """kind -> text of what the node is told to show."""
+    said: dict[str, str] = {}
+
+    def listen(kind: str, data: dict) -> None:
+        if kind == "soda.notice":
+            assert data["node"] == graph.train
+            said[data["kind"]] = data["text"]
+
+    server.queue(graph.nodes, on_event=listen)
+    return said
+
+
+def test_a_good_training_has_nothing_to_say(server) -> None:
+    g = training_graph(server, loss="dco", seed=71)
+    plain = g.add("CLIPTextEncode", text="a fox", clip=("1", 1))
+    g.nodes[g.train]["inputs"]["base_positive"] = [plain, 0]
+    assert notices(server, g) == {}
+
+
+def test_pictures_without_captions_are_noticed(server) -> None:
+    g = Graph()
+    model = base(g)
+    folder = server.base / "input" / "no captions"
+    folder.mkdir(exist_ok=True)
+    for picture in (server.base / "input" / SUBJECT_FOLDER).glob("*.jpg"):
+        (folder / picture.name).write_bytes(picture.read_bytes())
+    pictures = g.add("LoadImageTextDataSetFromFolder", folder="no captions")
+    data = g.add("MakeTrainingDataset", images=(pictures, 0), texts=(pictures, 1), vae=(model, 2), clip=(model, 1))
+    widgets = {n: v for n, v in training_graph(server).nodes["5"]["inputs"].items() if not isinstance(v, list)}
+    g.train = g.add("SODATrain", model=(model, 0), latents=(data, 0), positive=(data, 1), **widgets)
+    assert "all 5 captions are the same" in notices(server, g)["same captions"]
+
+
+def test_an_empty_caption_equal_captions_with_dco_and_a_rate_of_zero_are_noticed(server) -> None:
+    g = training_graph(server, prompt=" ", loss="dco", shift_lr=0.0, seed=72)
+    g.nodes[g.train]["inputs"]["base_positive"] = g.nodes[g.train]["inputs"]["positive"]
+    assert notices(server, g).keys() == {"empty caption", "base captions", "shift rate"}
+
+
+@pytest.mark.parametrize("train", ["rotation + shift", "rotation only"])
+def test_nothing_to_train_is_an_error(server, train) -> None:
+    rates = {"rotation_lr": 0.0, "shift_lr": 0.0 if train == "rotation + shift" else 1e-3}
+    with pytest.raises(PromptError, match=f"nothing would be trained.*{train.replace('+', '.')}"):
+        server.queue(training_graph(server, train=train, **rates).nodes)

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// What looks like a mistake in a training, as text on its node until it runs again.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const WIDGET = "soda_notice";
+// kind -> in Chinese, with the number; English comes from the server
+const CHINESE = {
+  "same captions": (n) => `${n} 条标注完全相同：旁边没有文本文件的图片，标注是空的，对学会你的词毫无帮助`,
+  "base captions": (n) => `底模正面条件里有 ${n} 条标注与正面条件相同：请在底模正面条件里去掉占位词，dco 才分得出什么是新的`,
+  "empty caption": () => "标注是空的，对学会你的词毫无帮助",
+  "rotation rate": () => "旋转学习率为 0：旋转保持不变",
+  "shift rate": () => "偏移学习率为 0：偏移保持不变",
+};
+
+app.registerExtension({
+  name: "soda.notices",
+  setup() {
+    api.addEventListener("soda.notice", ({ detail }) => {
+      const node = findNode(detail.node);
+      if (node) say(node, translated(detail));
+    });
+    api.addEventListener("executing", ({ detail }) => {
+      const node = detail && findNode(String(detail.node ?? detail));
+      if (node) clear(node);
+    });
+  },
+});
+
+function translated({ kind, text, count }) {
+  const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+  return (locale.startsWith("zh") && CHINESE[kind]?.(count)) || text;
+}
+
+/** A node by its place in the run: "3", or "5:3" inside the subgraph node 5. */
+function findNode(path) {
+  const ids = path.split(":");
+  const graph = ids.slice(0, -1).reduce((graph, id) => graph?.getNodeById(id)?.subgraph, app.rootGraph ?? app.graph);
+  return graph?.getNodeById(ids.at(-1));
+}
+
+function say(node, text) {
+  let widget = node.widgets?.find((w) => w.name === WIDGET);
+  if (!widget) {
+    const element = document.createElement("div");
+    element.setAttribute("role", "alert");
+    element.style.cssText = "overflow:auto; padding:4px 8px; border-left:3px solid #f5a623; border-radius:4px; " +
+      "background:#f5a62322; color:var(--input-text, #ddd); font:12px/1.4 sans-serif; white-space:pre-wrap;";
+    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => 56, getMaxHeight: () => 90 };
+    widget = node.addDOMWidget(WIDGET, "SODA_NOTICE", element, options);
+    widget.serialize = false;
+  }
+  const lines = new Set(widget.element.textContent.split("\n").filter(Boolean).concat(`⚠ ${text}`));
+  widget.element.textContent = [...lines].join("\n");
+  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+function clear(node) {
+  const widget = node.widgets?.find((w) => w.name === WIDGET);
+  if (!widget) return;
+  widget.onRemove?.();
+  node.widgets.splice(node.widgets.indexOf(widget), 1);
+  node.setDirtyCanvas?.(true, true);
+}
