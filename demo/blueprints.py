@@ -19,13 +19,14 @@ class Blueprint(Graph):
 
     Args:
         title: of the node.
-        inputs: type of each of its sockets by name.
+        description: of what it does, for its tooltip.
     """
 
-    def __init__(self, title: str, object_info: dict[str, Any], inputs: dict[str, str]) -> None:
+    def __init__(self, title: str, description: str, object_info: dict[str, Any]) -> None:
         super().__init__(f"blueprint/{title}", object_info)
-        self.title, self.sockets = title, inputs
-        schema = {"output": list(inputs.values()), "output_name": list(inputs)}
+        self.title, self.description = title, description
+        self.sockets = {"model": "MODEL", "clip": "CLIP", "vae": "VAE"}  #: type by name
+        schema = {"output": list(self.sockets.values()), "output_name": list(self.sockets)}
         self.start = Node(_IN, "the blueprint", schema, (0, 0), (0, 0), None, None)
         self._outputs: list[dict[str, Any]] = []
         self._shown: list[tuple[Node, str]] = []
@@ -60,6 +61,7 @@ class Blueprint(Graph):
         ]
         definition = {
             "id": self._uuid("definition"), "version": 1, "revision": 0, "config": {}, "name": self.title,
+            "category": "SODA", "description": self.description,
             "state": {"lastGroupId": len(self.groups), "lastNodeId": self._count, "lastLinkId": len(self.links),
                       "lastRerouteId": 0},
             "inputNode": {"id": _IN, "bounding": [-220, -20, 120, 20 * len(inputs) + 40]},
@@ -81,7 +83,8 @@ class Blueprint(Graph):
         }  # fmt: skip
         return {
             "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4,
-            "definitions": {"subgraphs": [definition]}, "extra": {},
+            "definitions": {"subgraphs": [definition]},
+            "extra": {"BlueprintSearchAliases": ["soda", "lora", "dreambooth"]},
         }  # fmt: skip
 
     def _uuid(self, part: str) -> str:
@@ -92,7 +95,8 @@ def _train(
     object_info: dict[str, Any], title: str, words: notes.TrainWords, placeholder: str, trigger: str
 ) -> dict[str, Any]:
     """A folder of pictures in, an adapter and the adapted model out."""
-    g = Blueprint(title, object_info, {"model": "MODEL", "clip": "CLIP", "vae": "VAE"})
+    description = f"Trains a SODA adapter of a {words.english} on a folder of pictures with captions, and applies it."
+    g = Blueprint(title, description, object_info)
     data = Column(g, 0, 340)
     pictures = data.add("LoadImageTextDataSetFromFolder", folder=words.folder)
     resize = data.add("ImageScale", image=pictures["images"], upscale_method="lanczos", width=SIZE, height=SIZE,
@@ -117,7 +121,8 @@ def _train(
 
 def _merge_and_compare(object_info: dict[str, Any]) -> dict[str, Any]:
     """Two adapters in; their merge, and one prompt painted by base, subject, style and merge out, side by side."""
-    g = Blueprint("Merge and compare", object_info, {"model": "MODEL", "clip": "CLIP", "vae": "VAE"})
+    description = "Merges a subject's and a style's SODA adapter without training, and paints one prompt with each."
+    g = Blueprint("Merge and compare", description, object_info)
     loading = Column(g, 0, 340)
     subject = loading.add("SODALoadAdapter", "Subject", model=g["model"], adapter_name="subject_00001_.safetensors")
     style = loading.add("SODALoadAdapter", "Style", model=g["model"], adapter_name="style_00001_.safetensors")
