@@ -8,6 +8,9 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():  # the host's contract: returns a ComfyExtension
+    from .soda_core.host import versions
+
+    versions.check()
     from .nodes import SodaExtension
 
     return SodaExtension()

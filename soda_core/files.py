@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import SettingsError
-from .text import printable
+from .text import half_character, printable
 
 #: In the place of a random number, in the name of a file that only claims another's.
 _CLAIM = "0" * 8
@@ -156,11 +156,10 @@ def check_prefix(prefix: str) -> str:
 def check_text(name: str, text: str) -> None:
     """
     Raises:
-        SettingsError: a text holds half a character (a lone surrogate), which no file can hold.
+        SettingsError: a text of a setting holds half a character.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+    place = half_character(text)
+    if place is not None:
         raise SettingsError(
-            f"{name} {text!r} holds half a character at place {error.start + 1}, which no file can hold; type it anew"
-        ) from error
+            f"{name} {text!r} holds half a character at place {place + 1}, which no file can hold; type it anew"
+        )

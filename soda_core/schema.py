@@ -20,6 +20,7 @@ from .errors import FileFormatError
 from .kronecker import LARGEST_FACTOR, MOST_FACTORS
 from .layer import MOST_STRENGTH, MOST_TERMS, AdaptedLayer, SodaLayer
 from .spectral import Decomposition
+from .text import half_character
 
 FORMAT_VERSION = 1
 
@@ -154,13 +155,10 @@ def check_text(value: Any, where: str, most: int = TEXT) -> str:
         raise _unexpected(where, "a text", value)
     if len(value) > most:
         raise FileFormatError(f"{where} is a text of {len(value):,} characters, at most {most:,} bytes are allowed")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError as error:
-        raise FileFormatError(
-            f"{where} holds half a character ({value[error.start]!r} at place {error.start}), which no file can keep"
-        ) from error
-    if size > most:
+    if (place := half_character(value)) is not None:
+        shown = f"{value[place]!r} at place {place}"
+        raise FileFormatError(f"{where} holds half a character ({shown}), which no file can keep")
+    if (size := len(value.encode())) > most:
         raise FileFormatError(f"{where} is a text of {size:,} bytes, at most {most:,} are allowed")
     return value
 

@@ -7,6 +7,15 @@ from __future__ import annotations
 SHOWN = 200
 
 
+def half_character(text: str) -> int | None:
+    """Place of the first half of a character (a lone surrogate) in a text: no file can hold one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
 def printable(text: str) -> str:
     """One line without control characters, which a terminal would obey: they are spelled out (``\\n``, ``\\x1b``)."""
     if len(text) > SHOWN:

@@ -36,6 +36,7 @@ def load_host(base: Path) -> SimpleNamespace:
 
         comfy.options.enable_args_parsing()
         import comfy.sd
+        import utils.install_util  # noqa: F401  (comfy.sd would bring another package called utils in some hosts)
 
         import nodes  # noqa: F401  (the host's own, before the pack)
     finally:

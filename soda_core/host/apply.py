@@ -89,7 +89,7 @@ def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> dict
         logging.warning("SODA: %s: the model has no layer for %d of %d, the first is %s",
                         title, len(missing), len(layers), missing[0])  # fmt: skip
     for name, layer in found.items():
-        layer.check_shape(name, base.pristine_weight(patcher, base.weight_key(name)).shape)
+        layer.check_shape(name, base.weight_shape(patcher, base.weight_key(name)))
     return found
 
 

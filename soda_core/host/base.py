@@ -13,10 +13,13 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ..base_weight import BaseWeight
+from ..errors import BaseMismatchError
+from . import gguf
 from .spectra import store
 
 TEXT_ENCODERS = "text_encoders."
@@ -40,14 +43,31 @@ def stored_weight(patcher: Any, key: str, live: Tensor) -> Tensor:
 
 
 def pristine_weight(patcher: Any, key: str) -> Tensor:
-    """The weight as the base checkpoint has it, whatever is patched, hooked or offloaded; do not write to it."""
+    """The weight as the base checkpoint has it, whatever is patched, hooked or offloaded; do not write to it.
+
+    Raises:
+        BaseMismatchError: it is quantised in a way that nobody here can undo.
+    """
     live, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
     weight = stored_weight(patcher, key, live)
     if convert is not None:
         weight = convert(weight)
-    if type(weight) not in (Tensor, torch.nn.Parameter) and hasattr(weight, "dequantize"):
+    layer = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
+    if gguf.is_packed(weight) and gguf.unpacks(layer):
+        weight = gguf.unpacked(layer, weight)
+    elif type(weight) not in (Tensor, torch.nn.Parameter) and weight.is_floating_point():
         weight = weight.dequantize()
+    if not weight.is_floating_point():
+        raise BaseMismatchError(
+            f"{key}: its loader keeps it as {str(weight.dtype).removeprefix('torch.')} in a way that this pack cannot "
+            f"read ({type(weight).__name__} in {type(layer).__name__}); load this base in fp16, bf16, fp8, int8 or GGUF"
+        )
     return weight.detach()  # type: ignore[no-any-return]
+
+
+def weight_shape(patcher: Any, key: str) -> tuple[int, ...]:
+    """Of :func:`pristine_weight`, without making it."""
+    return tuple(comfy.model_patcher.get_key_weight(patcher.model, key)[0].shape)
 
 
 class PristineWeights(Mapping[str, Tensor]):

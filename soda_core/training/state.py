@@ -68,14 +68,17 @@ class RunState:
         path = Path(path)
         try:
             with safetensors.safe_open(os.fspath(path), framework="pt") as file:
-                document = json.loads((file.metadata() or {})["soda_state"])
+                document = _document((file.metadata() or {})["soda_state"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
             if document["format_version"] != FORMAT_VERSION:
                 raise FileFormatError(f"has format version {document['format_version']!r}; update the pack")
             if document["digest"] != tensor_file.tensor_hash(tensors):
                 raise FileFormatError("does not match its own digest")
-            settings = TrainSettings.from_metadata(document["settings"])
-            state = cls(settings, document["conditions"], tensors, document["notes"])
+            settings = TrainSettings.from_metadata(_record(document, "settings"))
+            conditions, notes = _record(document, "conditions"), _record(document, "notes")
+            if not all(isinstance(value, str) for value in conditions.values()):
+                raise FileFormatError("has conditions that are no text")
+            state = cls(settings, conditions, tensors, notes)
             state.step  # noqa: B018  (there is one)
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, SodaError) as error:
             raise FileFormatError(
@@ -106,3 +109,17 @@ class RunState:
                 f"the run cannot be continued, because this is another one: {'; '.join(differences)}. Put back what "
                 "differs, or start from the adapter that was saved when it stopped"
             )
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        return _record({"soda_state": json.loads(text)}, "soda_state")
+    except RecursionError:
+        raise FileFormatError("is nested too deeply") from None
+
+
+def _record(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A part of the document that is itself one."""
+    if not isinstance(document[key], dict):
+        raise FileFormatError(f"has a {key!r} that is no record")
+    return document[key]  # type: ignore[no-any-return]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names and shapes of the parameters of diffusion models: UNets in the ldm layout, the sd3 and flux transformers."""
+"""Names and shapes of the parameters of diffusion models: UNets in the ldm layout, and transformers."""
 
 from __future__ import annotations
 
@@ -188,4 +188,78 @@ class Flux:
             s.linear(f"{name}.modulation.lin", 3 * width, width)
         s.linear("final_layer.linear", 4 * self.latent, width)
         s.linear("final_layer.adaLN_modulation.1", 2 * width, width)
+        return s
+
+
+@dataclass(frozen=True)
+class Flux2:
+    """The flux 2 transformer: modulation is shared by all blocks, nothing has a bias; heads of width 128."""
+
+    double: int
+    single: int
+    heads: int = 2
+    context: int = 64
+    latent: int = 128
+
+    def shapes(self) -> Shapes:
+        s, width = Shapes(), 128 * self.heads
+
+        def linear(name: str, out: int, inputs: int) -> None:
+            s.linear(name, out, inputs, bias=False)
+
+        linear("img_in", width, self.latent)
+        linear("txt_in", width, self.context)
+        for name in ("time_in", "guidance_in"):
+            linear(f"{name}.in_layer", width, 256)
+            linear(f"{name}.out_layer", width, width)
+        for i in range(self.double):
+            for stream in ("img", "txt"):
+                name = f"double_blocks.{i}.{stream}"
+                linear(f"{name}_attn.qkv", 3 * width, width)
+                s[f"{name}_attn.norm.query_norm.scale"] = s[f"{name}_attn.norm.key_norm.scale"] = (128,)
+                linear(f"{name}_attn.proj", width, width)
+                linear(f"{name}_mlp.0", 6 * width, width)
+                linear(f"{name}_mlp.2", width, 3 * width)
+        for i in range(self.single):
+            name = f"single_blocks.{i}"
+            linear(f"{name}.linear1", 9 * width, width)
+            linear(f"{name}.linear2", width, 4 * width)
+            s[f"{name}.norm.query_norm.scale"] = s[f"{name}.norm.key_norm.scale"] = (128,)
+        for name, parts in (
+            ("double_stream_modulation_img", 6), ("double_stream_modulation_txt", 6), ("single_stream_modulation", 3),
+        ):  # fmt: skip
+            linear(f"{name}.lin", parts * width, width)
+        linear("final_layer.linear", self.latent, width)
+        linear("final_layer.adaLN_modulation.1", 2 * width, width)
+        return s
+
+
+@dataclass(frozen=True)
+class Wan:
+    """The wan 2.1 transformer of videos from text; heads of width 128."""
+
+    blocks: int
+    heads: int = 1
+    context: int = 4096
+    latent: int = 16
+
+    def shapes(self) -> Shapes:
+        s, width = Shapes(), 128 * self.heads
+        s["patch_embedding.weight"], s["patch_embedding.bias"] = (width, self.latent, 1, 2, 2), (width,)
+        for name, inputs in (("text_embedding", self.context), ("time_embedding", 256)):
+            s.linear(f"{name}.0", width, inputs)
+            s.linear(f"{name}.2", width, width)
+        s.linear("time_projection.1", 6 * width, width)
+        for i in range(self.blocks):
+            name = f"blocks.{i}"
+            s[f"{name}.modulation"] = (1, 6, width)
+            s.norm(f"{name}.norm3", width)
+            for attention in ("self_attn", "cross_attn"):
+                for part in "qkvo":
+                    s.linear(f"{name}.{attention}.{part}", width, width)
+                s[f"{name}.{attention}.norm_q.weight"] = s[f"{name}.{attention}.norm_k.weight"] = (width,)
+            s.linear(f"{name}.ffn.0", 2 * width, width)
+            s.linear(f"{name}.ffn.2", width, 2 * width)
+        s["head.modulation"] = (1, 2, width)
+        s.linear("head.head", 4 * self.latent, width)
         return s

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from testbed.checkpoints import autoencoder
-from testbed.checkpoints.diffusion import Flux, MMDiT, UNet
+from testbed.checkpoints.diffusion import Flux, Flux2, MMDiT, UNet, Wan
 from testbed.checkpoints.shapes import Shapes
 from testbed.checkpoints.text_encoders import clip_g, clip_l
 
@@ -30,6 +30,8 @@ class Family:
     scale: float
     shift: float
     text_encoders: dict[str, Callable[[], Shapes]]
+    marks: tuple[str, ...] = ()  #: keys whose being there tells the host of the parametrisation
+    autoencoder: bool = True  #: whether there is one small enough to write
 
 
 FAMILIES = {
@@ -39,6 +41,10 @@ FAMILIES = {
     ),
     "sd3": Family(16, 1.5305, 0.0609, {"text_encoders.clip_l.transformer.": lambda: clip_l(projection=True)}),
     "flux": Family(16, 0.3611, 0.1159, {}),
+    # v-prediction down to noise alone, without text encoders
+    "sdxl-v": Family(4, 0.13025, 0.0, {}, marks=("v_pred", "ztsnr")),
+    "flux2": Family(128, 1.0, 0.0, {}, autoencoder=False),
+    "wan": Family(16, 1.0, 0.0, {}, autoencoder=False),
 }
 
 
@@ -54,7 +60,7 @@ def _sdxl(
     return "sdxl", UNet(2048, widths, blocks, way_in, middle, way_out, vector=2816)
 
 
-PRESETS: dict[str, tuple[str, UNet | MMDiT | Flux]] = {
+PRESETS: dict[str, tuple[str, UNet | MMDiT | Flux | Flux2 | Wan]] = {
     # one width and one transformer block, on the way in
     "sd15-min": _sd15([1], [1], [1], -2, [0, 0]),
     # one width, a transformer everywhere: four blocks
@@ -74,6 +80,7 @@ PRESETS: dict[str, tuple[str, UNet | MMDiT | Flux]] = {
     # the host knows sdxl by the transformer depths on the way in alone; these are its smallest two lists
     "sdxl-vega-min": _sdxl([1], [6], [0, 0, 1, 1, 2, 2], -2, [0] * 7),
     "sdxl-koala-min": _sdxl([1], [3], [0, 2, 5], -2, [0] * 4),
+    "sdxl-koala-min-v": ("sdxl-v", _sdxl([1], [3], [0, 2, 5], -2, [0] * 4)[1]),
     "sd3-d1": ("sd3", MMDiT(1)),
     "sd3-d2": ("sd3", MMDiT(2)),
     "sd3-d4": ("sd3", MMDiT(4)),
@@ -82,6 +89,8 @@ PRESETS: dict[str, tuple[str, UNet | MMDiT | Flux]] = {
     "sd3-d2-positions": ("sd3", MMDiT(2, positions=16)),
     "sd35-d2-dual": ("sd3", MMDiT(2, query_key_norm=True, positions=16, dual=1)),
     "flux-d1": ("flux", Flux(double=1, single=1)),
+    "flux2-d1": ("flux2", Flux2(double=1, single=1)),
+    "wan-d2": ("wan", Wan(blocks=2)),
 }
 
 
@@ -98,12 +107,15 @@ def build(preset: str, clip: Clip = "full", vae: autoencoder.Vae = "hand", seed:
     family = FAMILIES[family_name]
     generator = torch.Generator().manual_seed(seed)
     unet = {"model.diffusion_model." + name: _value(name, shape, generator) for name, shape in model.shapes().items()}
+    unet |= {mark: torch.zeros(1) for mark in family.marks}
     text: dict[str, Tensor] = {}
     if clip != "none":
         for prefix, shapes in family.text_encoders.items():
             text |= _text_encoder(shapes(), prefix, clip, generator)
     elif family_name == "sd3":
         text["text_encoders.none"] = torch.zeros(1)  # any such key makes the host build a text encoder without parts
+    if not family.autoencoder:
+        return {"unet": unet, "clip": text, "vae": {}}
     taesd = autoencoder.weights(family.latent, vae, family.scale, family.shift, generator)
     return {"unet": unet, "clip": text, "vae": {"first_stage_model." + k: v for k, v in taesd.items()}}
 
@@ -117,7 +129,7 @@ _RESIDUAL = (
 )  # fmt: skip
 _NORMS = (
     "in_layers.0.", "out_layers.0.", ".norm.", ".norm1.", ".norm2.", ".norm3.", "out.0.", "layer_norm", "ln_1", "ln_2",
-    "ln_final", ".ln_q.", ".ln_k.",
+    "ln_final", ".ln_q.", ".ln_k.", ".norm_q.", ".norm_k.",
 )  # fmt: skip
 
 

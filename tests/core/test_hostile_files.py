@@ -7,10 +7,7 @@ import io
 import json
 import math
 import os
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +22,13 @@ from soda_core.layer import AdaptedLayer
 from soda_core.merge import interference
 from soda_core.report.inspection import metadata_text, picture
 from soda_core.report.merge import interference_report
-from testbed.hostile import DOCUMENTS, MONSTERS, ODDITIES, Adapter, pack, unpack
+from testbed.hostile import DOCUMENTS, MONSTERS, ODDITIES, Adapter
+from testbed.hostile.bounds import bounded
+from testbed.hostile.mutations import mutated_bytes, mutated_header, mutated_json, mutated_tensors
 
-#: Seconds and bytes no call comes near, on any machine: only what hangs or bursts does.
-PATIENCE, MEMORY = 120, 2 * 2**30
 #: Numbers in a weight up to which it is made and adapted.
 SMALL = 100_000
-Draw = Callable[[Any], Any]
 DATA = Path(__file__).parents[1] / "data"
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Fails what takes longer, or more memory, than anything may."""
-
-    def give_up(*_: object) -> None:
-        raise AssertionError(f"still running after {PATIENCE} s")
-
-    if not hasattr(signal, "SIGALRM"):
-        yield
-        return
-    before, held = signal.signal(signal.SIGALRM, give_up), peak_memory()
-    signal.alarm(PATIENCE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    assert peak_memory() - held < MEMORY
-
-
-def peak_memory() -> int:
-    """Bytes this process ever held at once."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def exercise(path: Path, other: SodaAdapter, guard: Callable[[Callable[[], Any]], Any]) -> bool:
@@ -245,106 +214,6 @@ def test_a_title_may_be_edited(tmp_path, good) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ mutated
-
-#: What stands where something else should.
-HOSTILE: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 17, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**40, 0.0, 0.5, -0.5, 1e300, 1e-300,
-    math.nan, math.inf, -math.inf, "", "svd", "qr", "x", "24", "\x1b[2J\n", "\ud800", "é" * 40_000, "../../x", [], [[]],
-    [1], [2, 3], [0], [None], ["a"], [2] * 20, [1] * 30, {}, {"a": 1}, {"terms": []}, {"hash": 1}, {"strength": 1},
-    [1e400], [{}], {"": {}},
-]  # fmt: skip
-HOSTILE_NUMBERS = [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e-38, 0.0, 1.0, -1.0, 1.001, 100.0]
-
-
-def places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths to all values of some JSON but itself."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in entries:
-        yield (*here, key)
-        yield from places(inner, (*here, key))
-
-
-def mutated(draw: Draw, document: Any) -> None:
-    """One change of some JSON, in place."""
-    path = draw(st.sampled_from(list(places(document))))
-    *where, key = path
-    place = document
-    for step in where:
-        place = place[step]
-    hostile = deepcopy(draw(st.sampled_from(HOSTILE)))
-    match draw(st.sampled_from(["replace", "replace", "replace", "remove", "add", "double", "rename"])):
-        case "replace":
-            place[key] = hostile
-        case "remove":
-            del place[key]
-        case "double" if isinstance(place, list):
-            place[key:key] = deepcopy([place[key]] * draw(st.sampled_from([1, 3, 70])))
-        case "rename" if isinstance(place, dict):
-            place[draw(st.sampled_from(["terms", "factors", "", "x\n", "title", "parents", "strength"]))] = place.pop(
-                key
-            )
-        case _ if isinstance(place, dict):
-            new = draw(st.sampled_from(["terms", "knots", "strength", "digest", "parents", "title", "x", "workflow"]))
-            place[new] = hostile
-        case _:
-            place.append(hostile)
-
-
-def mutated_json(draw: Draw, files: list[bytes]) -> bytes:
-    taken = Adapter.of(draw(st.sampled_from(files))).without_hashes()
-    for _ in range(draw(st.integers(1, 3))):
-        if isinstance(taken.document, dict) and taken.document:
-            mutated(draw, taken.document)
-    return taken.to_bytes()
-
-
-def mutated_header(draw: Draw, files: list[bytes]) -> bytes:
-    header, data = Adapter.of(draw(st.sampled_from(files))).without_hashes().header()
-    for _ in range(draw(st.integers(1, 2))):
-        mutated(draw, header)
-    return pack(header, data)
-
-
-def mutated_tensors(draw: Draw, files: list[bytes]) -> bytes:
-    taken = Adapter.of(draw(st.sampled_from(files))).without_hashes()
-    key = draw(st.sampled_from(sorted(taken.tensors)))
-    tensor = taken.tensors[key]
-    match draw(st.sampled_from(["value", "value", "scale", "add", "flip", "swap"])):
-        case "value":
-            tensor.flatten()[draw(st.integers(0, tensor.numel() - 1))] = draw(st.sampled_from(HOSTILE_NUMBERS))
-        case "scale":
-            tensor.mul_(draw(st.sampled_from(HOSTILE_NUMBERS)))
-        case "add":
-            tensor.add_(draw(st.sampled_from(HOSTILE_NUMBERS)))
-        case "flip":
-            taken.tensors[key] = tensor.flip(0)
-        case "swap":
-            other = draw(st.sampled_from(sorted(taken.tensors)))
-            taken.tensors[key], taken.tensors[other] = taken.tensors[other], tensor
-    return taken.to_bytes()
-
-
-def mutated_bytes(draw: Draw, files: list[bytes]) -> bytes:
-    octets = bytearray(draw(st.sampled_from(files)))
-    header = len(octets) - len(unpack(bytes(octets))[1])
-    for _ in range(draw(st.integers(1, 4))):
-        end = min(len(octets), draw(st.sampled_from([8, header, len(octets)])))
-        place = draw(st.integers(0, max(0, end - 1)))
-        match draw(st.sampled_from(["flip", "set", "cut", "insert", "remove"])):
-            case "flip":
-                octets[place : place + 1] = bytes(o ^ (1 << draw(st.integers(0, 7))) for o in octets[place : place + 1])
-            case "set":
-                octets[place : place + 1] = bytes([draw(st.integers(0, 255))])
-            case "cut":
-                del octets[place:]
-            case "insert":
-                octets[place:place] = draw(
-                    st.sampled_from([b"\0", b"[[[[", b"{", b'"', b"NaN", b"\xff" * 9, b"0" * 50])
-                )
-            case "remove":
-                del octets[place : place + draw(st.integers(1, 40))]
-    return bytes(octets)
-
 
 KINDS = {"json": mutated_json, "header": mutated_header, "tensors": mutated_tensors, "bytes": mutated_bytes}
 #: 2,400 files in all, the same ones every time.

@@ -25,7 +25,9 @@ def server(tmp_path_factory):
         server.add_checkpoint(write(folder / "sd3.safetensors", build("sd3-d2", clip="none")), "sd3.safetensors")
         server.soda = extra / "adapters"
         yield server
-        assert "Traceback" not in server.log.split("got prompt", 1)[0], "the server must come up clean"
+        _, *tracebacks = server.log.split("got prompt", 1)[0].split("Traceback")
+        # (an old host's own extras may miss packages that its environment had: glfw, for one)
+        assert not [text for text in tracebacks if "custom_nodes" in text], "the pack must come up clean"
 
 
 class Graph:

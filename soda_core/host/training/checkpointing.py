@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from .residuals import Residuals
 
-def checkpoint_blocks(model: Any) -> None:
+
+def checkpoint_blocks(model: Any, residuals: Residuals) -> None:
     """Replace the forward pass of every block of the diffusion model; the modules must be ours alone."""
     for block in checkpointed_blocks(model):
-        block.forward = _Checkpointed(block.forward)  # type: ignore[method-assign]
+        block.forward = _Checkpointed(block.forward, residuals)  # type: ignore[method-assign]
 
 
 def checkpointed_blocks(model: Any) -> list[torch.nn.Module]:
@@ -37,12 +39,17 @@ def checkpointed_blocks(model: Any) -> list[torch.nn.Module]:
 class _Checkpointed:
     """A block's forward pass, and again in the backward pass."""
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
+    def __init__(self, forward: Callable[..., Any], residuals: Residuals) -> None:
+        self.forward, self.residuals = forward, residuals
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
         return torch.utils.checkpoint.checkpoint(
-            self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
+            self._computed, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
         )
+
+    def _computed(self, *args: Any, **kwargs: Any) -> Any:
+        with self.residuals.kept():
+            own, named = self.residuals.copied(args, kwargs)
+            return self.forward(*own, **named)

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingsError, TrainingError
+from ..versions import join_conds
 from .training_copy import ordinary
+
+#: Told to guidance-distilled models whose captions say nothing else: at 1 they predict what pictures look like, not
+#: what pictures with guidance look like. Common trainers do so.
+TRAINING_GUIDANCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -206,11 +211,19 @@ def _encode(model: Any, caption: Any, latent: Tensor, device: torch.device) -> d
             "a caption (positive, base_positive or class_positive) carries hooks or a ControlNet; training takes plain "
             "CLIP Text Encode output"
         )
+    if has_guidance(model):
+        plain.setdefault("guidance", TRAINING_GUIDANCE)
     conds = comfy.sampler_helpers.convert_cond([[ordinary(tensor).clone(), plain]])
     encoded = comfy.samplers.encode_model_conds(
         model.extra_conds, conds, latent, device, "positive", latent_image=latent, denoise_mask=None, seed=0
     )
     return {name: cond.process_cond(batch_size=1, area=None) for name, cond in encoded[0]["model_conds"].items()}
+
+
+def has_guidance(model: Any) -> bool:
+    """Whether the model is told a strength of guidance, as Flux dev is."""
+    parameters = getattr(model.diffusion_model, "params", None)
+    return bool(getattr(parameters, "guidance_embed", False))
 
 
 def batch_conds(conds: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Any]:
@@ -220,4 +233,4 @@ def batch_conds(conds: Sequence[dict[str, Any]], device: torch.device) -> dict[s
             "captions of very different lengths cannot share a batch with this model; set batch_size to 1 and raise "
             "accumulation instead"
         )
-    return dict(comfy.samplers.cond_cat(list(conds), device))
+    return join_conds(conds, device)

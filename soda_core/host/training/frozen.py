@@ -19,6 +19,7 @@ from torch import Tensor
 from ...training.convolution import Convolution
 from ...training.forward import AdaptedForward
 from ...training.trainable_layer import TrainableLayer
+from .. import gguf
 
 
 class HostLayer:
@@ -31,6 +32,8 @@ class HostLayer:
 
     def weight_and_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         comfy.ops.run_every_op()  # takes a cancel
+        if gguf.unpacks(self.module):
+            return self.module.cast_bias_weight(x)  # type: ignore[no-any-return]
         weight, bias = comfy.ops.cast_bias_weight(self.module, x)
         if isinstance(weight, QuantizedTensor):  # left so where nothing else changes it
             weight = weight.dequantize()
@@ -41,6 +44,8 @@ class HostLayer:
         bias = self.module.bias
         if bias is None:
             return None
+        if gguf.unpacks(self.module):
+            bias = self.module.get_weight(bias.to(x.device), x.dtype)
         bias = mm.cast_to(bias, x.dtype, x.device, copy=bool(self.module.bias_function))
         for change in self.module.bias_function:
             bias = change(bias)
@@ -65,13 +70,21 @@ def _with_scaled_input(module: Any, forward: Callable[[Tensor], Tensor]) -> Call
 
 
 def keep_exact(model: torch.nn.Module) -> None:
-    """Keep the host from multiplying in fp8, which it does where nothing changes a weight and no gradient is asked for.
+    """Keep the host from quantised products where no gradient follows them. (Where one does, training takes them too.)
 
-    The base model must be computed as the adapted one is. Call after loading, which decides what changes a weight.
+    fp8 without scales: taken where nothing changes a weight and no gradient is asked for; but the base model must be
+    computed as the adapted one is. Rotated int4: taken always, and then the backward pass fails. Call after loading,
+    which decides what changes a weight.
     """
+    module: Any
     for module in model.modules():
-        if isinstance(module, comfy.ops.fp8_ops.Linear) and not module.weight_function:
+        quantised = isinstance(module, comfy.ops.fp8_ops.Linear) or getattr(module, "layout_type", "") in _NO_GRADIENT
+        if quantised and not module.weight_function:
             module.weight_function = [_unchanged]
+
+
+#: The host's layouts whose products autograd cannot follow.
+_NO_GRADIENT = ("TensorCoreConvRotW4A4Layout",)
 
 
 def _unchanged(weight: Tensor) -> Tensor:

@@ -6,11 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 from torch import Tensor
 
+from ...errors import SodaError, TrainingError
 from ...training import losses
 from ...training.loop import Losses, Trainable
+from .. import base
+from ..versions import is_out_of_memory
 from .dataset import Buckets, Example, Examples
 from .parametrisation import draw_sigmas, output_error, output_scale, signal_to_noise
 from .session import TrainingSession
@@ -65,11 +69,26 @@ class Objective:
         return Losses(objective, loss)
 
     def base_prediction(self) -> Tensor:
-        """One and the same of the base model; what a model computes once and keeps is there afterwards."""
+        """One and the same of the base model; what a model computes once and keeps is there afterwards.
+
+        Raises:
+            TrainingError: the model does not take what it is given.
+        """
         (example,) = self.examples.pictures.largest(1)
         drawn = self._noised([example], torch.Generator().manual_seed(0))
-        with torch.no_grad(), self.trainable.disabled():
-            return self.session.denoise(drawn.noise, drawn.sigma, [example.conds])
+        try:
+            with torch.no_grad(), self.trainable.disabled():
+                return self.session.denoise(drawn.noise, drawn.sigma, [example.conds])
+        except (SodaError, mm.InterruptProcessingException):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            family = base.describe(self.session.source, with_hash=False)["family"]
+            raise TrainingError(
+                f"{family} cannot predict anything from these latents and captions ({error}); encode the pictures with "
+                "its own VAE and the captions with its own text encoder"
+            ) from error
 
     @property
     def _sampling(self) -> Any:

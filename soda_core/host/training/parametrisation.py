@@ -12,8 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import TrainingError
+
 #: Share of the schedule cut off at either end, where the host's sigma is infinite or zero.
 _MARGIN = 1e-3
+
+
+def check_trainable(model: Any) -> None:
+    """
+    Raises:
+        TrainingError: the host's BaseModel denoises no pictures.
+    """
+    dimensions = getattr(model.latent_format, "latent_dimensions", 2)
+    if dimensions not in (2, 3):
+        raise TrainingError(
+            f"this model's latents have {dimensions} dimension(s), as those of sound do; SODA takes pictures and video"
+        )
+    if model.model_type.name.startswith("IMG_TO_IMG"):
+        raise TrainingError(
+            "this model turns one picture into another in a single step and denoises nothing, so there is no loss to "
+            "train it with; load a diffusion or flow model"
+        )
 
 
 def draw_sigmas(sampling: Any, count: int, generator: torch.Generator, device: torch.device) -> Tensor:

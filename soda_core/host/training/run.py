@@ -25,6 +25,7 @@ from ...training.state import RunState
 from ...training.trainable import TrainableAdapter
 from .. import folders
 from ..pictures import from_image
+from ..versions import is_out_of_memory
 from . import metadata, preview
 from .dataset import Examples, TrainingData
 from .notices import notices
@@ -195,6 +196,8 @@ class Run:
                      *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(self.trainable.layers))  # fmt: skip
         try:
             parts = self.memory()
+        except mm.InterruptProcessingException:  # up to ComfyUI 0.18 a cancel is an Exception
+            raise
         except Exception as error:  # a model that decides by values, say; training itself does not mind
             logging.info("SODA: how much memory a step takes cannot be told beforehand (%s)", error)
             return
@@ -268,7 +271,7 @@ def _told(rescue: Callable[[], str] = lambda: "") -> Iterator[None]:
         yield
     except BaseException as error:  # the host's cancel is no Exception; nothing trained may be lost
         rescued = rescue()
-        if isinstance(error, Exception) and mm.is_oom(error):
+        if isinstance(error, Exception) and is_out_of_memory(error):
             raise TrainingError(_OUT_OF_MEMORY + rescued) from error
         if isinstance(error, TrainingError):
             error.args = (f"{error}{rescued}",)

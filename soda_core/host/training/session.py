@@ -29,6 +29,8 @@ from .checkpointing import checkpoint_blocks
 from .dataset import batch_conds
 from .frozen import adapt, keep_exact
 from .options import TrainingDtype
+from .parametrisation import check_trainable
+from .residuals import Residuals
 from .training_copy import ordinary, training_copy
 
 _DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "model": None}
@@ -50,6 +52,7 @@ class TrainingSession:
     def __init__(
         self, patcher: Any, settings: TrainSettings, dtype: TrainingDtype = "auto", gradient_checkpointing: bool = False
     ) -> None:
+        check_trainable(patcher.model)
         self.source, self.settings = patcher, settings
         self.device = base.compute_device(patcher)
         self.dtype: TrainingDtype = dtype if dtype != "auto" else _auto_dtype(self.device)
@@ -58,8 +61,9 @@ class TrainingSession:
         self.patcher = training_copy(patcher)
         if (compute := _DTYPES[self.dtype]) is not None:
             self.patcher.set_model_compute_dtype(compute)
+        self._residuals = Residuals()
         if gradient_checkpointing:
-            checkpoint_blocks(self.model)
+            checkpoint_blocks(self.model, self._residuals)
         self._attached: list[TrainableAdapter] = []
 
     @classmethod
@@ -70,7 +74,7 @@ class TrainingSession:
         """A session, within which gradients are on and the host trains; everything is as it was afterwards.
 
         Raises:
-            SettingsError: no layer can be trained. TrainingError: the MODEL cannot be copied.
+            SettingsError: no layer can be trained. TrainingError: the MODEL denoises no pictures or cannot be copied.
         """
         with _host_state(patcher):
             session = cls(patcher, settings, dtype, gradient_checkpointing)
@@ -139,9 +143,10 @@ class TrainingSession:
             "cond_or_uncond": [0], "sigmas": sigma, **self.patcher.model_options["transformer_options"],
             "optimized_attention_override": _differentiable_attention,
         }  # fmt: skip
-        return self.model.apply_model(  # type: ignore[no-any-return]
-            noised, sigma, transformer_options=options, **batch_conds(conds, self.device)
-        )
+        with self._residuals.kept():
+            return self.model.apply_model(  # type: ignore[no-any-return]
+                noised, sigma, transformer_options=options, **batch_conds(conds, self.device)
+            )
 
     def close(self) -> None:
         """Take the copy out of the host's list of loaded models, and apart, so that its memory goes at once."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import TrainingError
-from .. import base
+from .. import base, gguf
 
 
 def ordinary(tensor: Tensor) -> Tensor:
@@ -27,6 +27,8 @@ def ordinary(tensor: Tensor) -> Tensor:
             names, context = tensor.__tensor_flatten__()
             inside = {name: ordinary(getattr(tensor, name)) for name in names}
             return type(tensor).__tensor_unflatten__(inside, context, tensor.size(), tensor.stride())  # type: ignore
+        if gguf.is_packed(tensor):
+            return gguf.twin(tensor, ordinary(tensor.as_subclass(Tensor)))  # type: ignore[no-any-return]
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             return tensor.detach().clone()
         twin = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
