@@ -93,12 +93,12 @@ class Demo:
             entry = self.run(prompt)
         (file,) = set(self.server.adapters.glob("*.safetensors")) - before
         picture = {
-            kind: self.server.images(entry, node(prompt, kind))[0] for kind in ("SODATrain", "SODAInspectAdapter")
+            kind: self.server.images(entry, node(prompt, kind))[0] for kind in ("PreviewImage", "SODAInspectAdapter")
         }
         return Training(
             what=what,
             pictures=training_pictures(self.server.base / "input" / folder),
-            curve=picture["SODATrain"],
+            curve=picture["PreviewImage"],
             portrait=picture["SODAInspectAdapter"],
             file=file.name,
             kilobytes=file.stat().st_size / 1e3,

@@ -3,7 +3,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..soda_core.host import examples, folders, leftovers
+from ..soda_core.host import board, examples, folders, leftovers
 from .export import SodaExportLora
 from .inspect import SodaInspectAdapter
 from .load import SodaApplyAdapter, SodaLoadAdapter
@@ -29,6 +29,7 @@ class SodaExtension(ComfyExtension):
         folders.register()
         leftovers.sweep_all()
         examples.install()
+        board.register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

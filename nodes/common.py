@@ -121,3 +121,13 @@ def graph_metadata(hidden: Any) -> dict[str, str]:
     workflow = (hidden.extra_pnginfo or {}).get("workflow")
     entries = {"workflow": workflow, "prompt": hidden.prompt}
     return {key: json.dumps(value) for key, value in entries.items() if value}
+
+
+def saved_files(folder: str, name: str) -> dict[str, list[dict[str, str]]]:
+    """For a node's ``ui``: a file that it has saved in a model folder, for its history entry and for its own display.
+
+    Args:
+        name: as listed; a whole path where no model folder took the file.
+    """
+    subfolder, _, filename = name.replace("\\", "/").rpartition("/")
+    return {"soda_saved": [{"name": name, "filename": filename, "subfolder": subfolder, "type": folder}]}

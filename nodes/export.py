@@ -6,14 +6,14 @@ from __future__ import annotations
 import dataclasses
 from typing import get_args
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..soda_core.files import check_prefix
 from ..soda_core.host import folders
 from ..soda_core.host.export import export_adapter
 from ..soda_core.interop.lora_settings import LoraSettings, Size
 from ..soda_core.training.setting import settings_of
-from .common import CATEGORY, SodaAdapterType, graph_metadata, ignore_base_check, widget
+from .common import CATEGORY, SodaAdapterType, graph_metadata, ignore_base_check, saved_files, widget
 
 
 def _size() -> io.Input:
@@ -78,4 +78,4 @@ class SodaExportLora(io.ComfyNode):
         made = export_adapter(model, clip, adapter, LoraSettings(**by, **settings), ignore_base_check)
         name = folders.save_lora(made, filename_prefix)
         text = made.report.text(name)
-        return io.NodeOutput(name, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(name, text, ui=saved_files(folders.LORAS, name))

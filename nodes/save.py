@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..soda_core.host import folders
 from ..soda_core.host.pictures import from_image
 from ..soda_core.report.inspection import picture
-from .common import CATEGORY, SodaAdapterType, filename_prefix, graph_metadata
+from .common import CATEGORY, SodaAdapterType, filename_prefix, graph_metadata, saved_files
 
 
 class SodaSaveAdapter(io.ComfyNode):
@@ -43,4 +43,4 @@ class SodaSaveAdapter(io.ComfyNode):
         metadata = dict(adapter.metadata) | graph_metadata(cls.hidden)
         image = from_image(picture(adapter) if preview is None else preview)
         name = folders.save_adapter(dataclasses.replace(adapter, metadata=metadata), filename_prefix, image)
-        return io.NodeOutput(name, ui=ui.PreviewText(name))
+        return io.NodeOutput(name, ui=saved_files(folders.FOLDER, name))

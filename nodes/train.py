@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
 from ..soda_core.host import folders
 from ..soda_core.host.apply import apply_adapter
-from ..soda_core.host.server import notice, progress_text
+from ..soda_core.host.board import board
+from ..soda_core.host.server import notice
 from ..soda_core.host.training import RunOptions, TrainingData, empty_caption, states, train_in_graph
 from ..soda_core.report.loss_curve import loss_curve
 from ..soda_core.report.theme import to_image_tensor
@@ -23,6 +25,7 @@ from .common import (
     adapter_output,
     filename_prefix,
     graph_metadata,
+    saved_files,
     widget,
 )
 from .training_settings import INPUT_IDS
@@ -141,11 +144,14 @@ class SodaTrain(io.ComfyNode):
         values = {name: value if name in _LIST_INPUTS else value[0] for name, value in inputs.items() if value}
         values = {name: value for name, value in values.items() if value is not None and value != [None]}
         values = _given(values, values.pop("settings", {}))
+        context = get_executing_context()
+        graph = (cls.hidden.extra_pnginfo or {}).get("workflow")
+        live = board.open(str(cls.hidden.unique_id), graph, context.prompt_id if context else "")
         data = TrainingData(**{n: values.pop(n) for n in (*_LIST_INPUTS, "vae") if n in values})
         options = RunOptions(
             filename_prefix=values.pop("filename_prefix"),
             graph=graph_metadata(cls.hidden),
-            show=progress_text(cls.hidden.unique_id),
+            live=live,
             warn=notice(cls.hidden.unique_id),
             **{n: values.pop(n) for n in settings_of(RunOptions) if n in values},
         )
@@ -164,5 +170,5 @@ class SodaTrain(io.ComfyNode):
             {"loss": result.losses},
             curve,
             result.saved_name,
-            ui=ui.PreviewImage(curve, cls=cls),
+            ui={"soda_training": [live.state()], **saved_files(folders.FOLDER, result.saved_name)},
         )

@@ -35,3 +35,8 @@ class MergeError(SodaError):
 
 class TrainingError(SodaError):
     """Training data that cannot be used, or a run that diverged."""
+
+
+# The host, to which a pack's module is a path on the user's disk, shows an error's type with its module.
+for _kind in (SodaError, *SodaError.__subclasses__()):
+    _kind.__module__ = "soda_core.errors"

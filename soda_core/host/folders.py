@@ -142,7 +142,7 @@ def _save(kind: str, prefix: str, write: Callable[[Path], object], root: str | N
         write(path)
     folder_paths.filename_list_cache.pop(kind, None)  # a new file must be in the list at once
     logging.info("SODA: saved %s", printable(listed))
-    announce_saved(listed)
+    announce_saved(listed, kind)
     return listed
 
 
@@ -173,7 +173,14 @@ def _written(name: str) -> Iterator[None]:
         ) from error
 
 
-def save_preview(picture: Image.Image, prefix: str, step: int, metadata: Mapping[str, Any]) -> None:
-    """Keep a training preview as ``output/soda-previews/<prefix>-step00100.png``."""
-    root = os.path.join(folder_paths.get_output_directory(), "soda-previews")
-    pictures.save(picture, Path(root, f"{check_prefix(prefix)}-step{step:05}.png"), metadata)
+def save_preview(picture: Image.Image, prefix: str, step: int, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Keep a training preview as ``output/soda-previews/<prefix>-step00100.png``.
+
+    Returns:
+        the file as the host's ``/view`` takes it; nothing where it could not be kept.
+    """
+    folder = folder_paths.get_output_directory()
+    target = Path(folder, "soda-previews", f"{check_prefix(prefix)}-step{step:05}.png")
+    if not pictures.save(picture, target, metadata):
+        return {}
+    return {"filename": target.name, "subfolder": target.parent.relative_to(folder).as_posix(), "type": "output"}

@@ -40,11 +40,13 @@ def thumbnail(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def save(picture: Image.Image, path: Path, metadata: Mapping[str, Any], largest: int | None = None) -> None:
+def save(picture: Image.Image, path: Path, metadata: Mapping[str, Any], largest: int | None = None) -> bool:
     """Write a PNG whole or not at all, with the graph in ``metadata``; a picture is worth no error, only a warning.
 
     Args:
         largest: side in pixels; without it the size stays.
+    Returns:
+        whether it is written.
     """
     if largest:
         picture = _scaled(picture, largest)
@@ -57,3 +59,5 @@ def save(picture: Image.Image, path: Path, metadata: Mapping[str, Any], largest:
             picture.save(unfinished, "PNG", pnginfo=graph)
     except OSError as error:
         logging.warning("SODA: could not keep the picture %s: %s", path.name, error.strerror or error)
+        return False
+    return True

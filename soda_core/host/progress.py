@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.utils
-from PIL import Image
-
-#: Largest side of a preview on a node, in pixels.
-PREVIEW_SIDE = 512
 
 
 class ProgressBar:
@@ -26,8 +22,8 @@ class ProgressBar:
         """One step more."""
         self.show(self._done + 1)
 
-    def show(self, done: int, picture: Image.Image | None = None) -> None:
-        """Set the bar to ``done`` steps, with a picture on the node."""
+    def show(self, done: int) -> None:
+        """Set the bar to ``done`` steps."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self._done = done
-        self._bar.update_absolute(done, self._total, picture and ("JPEG", picture, PREVIEW_SIDE))
+        self._bar.update_absolute(done, self._total)

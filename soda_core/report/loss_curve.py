@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..training.series import RunningMean
 from . import theme
 from .theme import number
 
@@ -23,17 +24,9 @@ _LOG_FROM = 50.0
 
 
 def smooth(values: Sequence[float], factor: float) -> list[float]:
-    """Bias-corrected exponential mean; a NaN or infinite value leaves it where it was and shows as a gap."""
-    factor = min(max(factor, 0.0), 0.9999)
-    smoothed, mean, weight = [], 0.0, 0.0
-    for value in values:
-        if math.isfinite(value):
-            mean = factor * mean + (1 - factor) * value
-            weight = factor * weight + (1 - factor)
-            smoothed.append(mean / weight)
-        else:
-            smoothed.append(math.nan)
-    return smoothed
+    """The running mean after each value; a NaN or infinite value shows as a gap."""
+    mean = RunningMean(factor)
+    return [mean.add(value) for value in values]
 
 
 def loss_curve(

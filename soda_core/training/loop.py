@@ -107,12 +107,13 @@ class TrainingLoop:
         self._watch = _Watch()
         self._whole = True  # parameters and optimisers are at one step
 
-    def run(self, batch_loss: BatchLoss, on_step: OnStep) -> None:
+    def run(self, batch_loss: BatchLoss, on_step: OnStep, finish: Callable[[], bool] = lambda: False) -> None:
         """Take the steps that are left.
 
         Args:
             batch_loss: draws a micro-batch with the given generator and returns its losses, attached to the graph.
             on_step: called after every step; may raise (a cancel), which leaves the parameters usable.
+            finish: asked after every step; True: it was the last one.
         Raises:
             TrainingError: the loss became NaN or infinite, or grew out of all proportion; the parameters are put back
                 to the last good step.
@@ -120,6 +121,8 @@ class TrainingLoop:
         while self.progress.step < self.settings.steps:
             self._step(batch_loss)
             on_step(self.progress)
+            if finish():
+                break
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
             self._go_back(self.progress.step - 1)
             raise TrainingError("training diverged in its last step; the step before is kept. Lower the learning rates")

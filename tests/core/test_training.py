@@ -14,8 +14,9 @@ from soda_core.linalg import orthogonality_residual
 from soda_core.merge import merge
 from soda_core.spectral import decompose
 from soda_core.targets import LAYER_PRESETS, select
-from soda_core.training.loop import Losses, Progress, train
+from soda_core.training.loop import Losses, Progress, TrainingLoop, train
 from soda_core.training.losses import dco, min_snr_weight, mse
+from soda_core.training.measures import Measures
 from soda_core.training.settings import TrainSettings
 from soda_core.training.trainable import TrainableAdapter
 
@@ -451,3 +452,42 @@ class TestFurther:
         both = merge(adapter, adapter, 0.5, 0.5, method="delta")
         with pytest.raises(SettingsError, match="a sum.*geodesic"):
             self.further(both, weights, SETTINGS)
+
+
+def test_a_run_may_finish_after_any_step() -> None:
+    _, trainable, batch_loss = problem(SETTINGS)
+    progress = Progress()
+    TrainingLoop(trainable, SETTINGS, progress).run(batch_loss, lambda p: None, lambda: progress.step == 3)
+    assert progress.step == len(progress.losses) == 3
+
+
+def rotated(degrees: float, k: int) -> torch.Tensor:
+    """Every plane of ``k`` dimensions turned by the same angle."""
+    angle = math.radians(degrees)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return torch.block_diag(*[turn] * (k // 2))
+
+
+@pytest.mark.parametrize("decomposition", ["svd", "qr"])
+def test_how_far_a_run_has_gone(decomposition) -> None:
+    shapes, settings = {"a": (12, 16)}, replace(SETTINGS, decomposition=decomposition, factor_count=2)
+    W = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    trainable = TrainableAdapter(shapes, settings, {"a": decompose(W, decomposition)})
+    measures = Measures(trainable, {"a": W})
+    assert measures.rotation() == 0.0 and measures.shift() == 0.0
+    with torch.no_grad():
+        for k, stack in trainable.rotations.items():
+            stack.copy_(rotated(3.0, int(k)).expand_as(stack))
+        trainable.shifts.fill_(0.25)
+    trainable.begin_step()
+    assert measures.rotation() == pytest.approx(3.0 * math.sqrt(2), rel=1e-4), "two factors turn K by both angles"
+    change = trainable.layers["a"].spectrum.delta(trainable.layers["a"].shift.detach())
+    assert measures.shift() == pytest.approx(float(change.norm() / W.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("what", ["rotation only", "shift only"])
+def test_what_is_not_trained_has_no_size(what) -> None:
+    _, trainable, _ = problem(replace(SETTINGS, train=what))
+    measures = Measures(trainable, {})
+    assert (measures.rotation() is None) == (what == "shift only")
+    assert (measures.shift() is None) == (what == "rotation only")

@@ -164,12 +164,12 @@ def test_a_training_that_nothing_can_save_is_not_lost(host, model, monkeypatch, 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    shown: list[str] = []
+    states: list[dict] = []
     with monkeypatch.context() as patch:
         patch.setattr(folders, "keep_adapter", full)
-        result = train(host, model, show=shown.append)
+        result = train(host, model, live=host.core("host.training.live").Live(states.append))
     assert result.saved_name == "" and "No space left" in result.warning and len(result.losses) == 5
-    assert shown[-1] == result.warning and result.warning in caplog.text
+    assert states[-1]["note"] == result.warning and states[-1]["status"] == "done" and result.warning in caplog.text
     (choice,) = unfinished(host)
     saved = train(host, model, continue_from=choice)
     assert saved.adapter.identity() == result.adapter.identity() and not saved.warning

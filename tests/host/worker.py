@@ -60,16 +60,16 @@ def train(
             HAPPENINGS[last](host)
 
     data = training.TrainingData([latents(host.trained, 3)], [conditioning(PRESET)])
-    shown: list[str] = []
+    states: list[dict[str, Any]] = []
     options = training.RunOptions(
         filename_prefix=prefix, state_minutes=state_minutes, continue_from=continue_from, save_every=save_every,
-        on_step=on_step, show=shown.append,
+        on_step=on_step, live=host.core("host.training.live").Live(states.append),
     )  # fmt: skip
     chosen = config.TrainSettings(steps=steps, **{**SETTINGS, **settings})
     with torch.inference_mode():
         result = training.train_in_graph(host.trained, data, chosen, options)
     say(saved=result.saved_name, identity=result.adapter.identity(), losses=result.losses, warning=result.warning,
-        shown=shown[-1])  # fmt: skip
+        shown=states[-1]["note"])  # fmt: skip
 
 
 def no_more_bytes(host: SimpleNamespace) -> None:

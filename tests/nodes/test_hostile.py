@@ -66,7 +66,10 @@ def test_a_monster_is_refused_by_name_and_the_server_goes_on(server, parts, mons
     look_at_metadata(server, name)
     with pytest.raises(PromptError, match=f"{name}: ") as caught:
         server.wait(server.submit(inspecting_graph(name).nodes), SECONDS)
-    assert caught.value.node_type == "SODALoadAdapter" and "FileFormatError" in caught.value.exception_type
+    assert (
+        caught.value.node_type == "SODALoadAdapter"
+        and caught.value.exception_type == "soda_core.errors.FileFormatError"
+    )
     assert server.system()["system"]["comfyui_version"]
     (server.soda / name).unlink()
 

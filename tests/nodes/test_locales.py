@@ -138,3 +138,21 @@ def test_chinese_help_names_inputs_as_the_node_does(node) -> None:
     for label, name in named:
         if name in inputs:
             assert label == inputs[name]["name"], name
+
+
+def words(language: str) -> dict[str, str]:
+    return json.loads((LOCALES / language / "main.json").read_text("utf-8"))["soda"]
+
+
+def test_the_words_of_the_browser_are_all_there_and_all_used() -> None:
+    english, chinese = words("en"), words("zh")
+    assert english.keys() == chinese.keys()
+    holes = re.compile(r"\{\w+\}")
+    for key, text in english.items():
+        assert set(holes.findall(text)) == set(holes.findall(chinese[key])), key
+        assert CHINESE.search(chinese[key]), key
+    code = "".join(path.read_text("utf-8") for path in (HELP.parent).rglob("*.js"))
+    used = set(re.findall(r'say\(\s*"(\w+)"', code))
+    assert used <= english.keys()
+    computed = re.compile(r"status_\w+|(\w+_help)|validation|mean|loss|rotation|shift|schedule")
+    assert not [key for key in english.keys() - used if not computed.fullmatch(key)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -150,23 +151,58 @@ def test_a_stock_lora_beside_soda_in_both_orders(server, trained) -> None:
 
 
 def test_progress_and_a_second_prompt_after_the_first(server) -> None:
-    steps, texts, events = [], [], []
+    steps, events = [], []
     g = training_graph(server, steps=6, preview_every=3, filename_prefix="progress", seed=11)
     entry = server.queue(
         g.nodes,
         lambda node, value, total: steps.append((node, value, total)),
-        on_event=lambda kind, data: events.append((kind, data)),
-        on_binary=lambda data: texts.append(data.decode(errors="replace")),
+        on_event=lambda kind, data: events.append((time.monotonic(), kind, data)),
     )
     assert (g.train, 6, 6) in steps
-    assert ("soda.saved", {"name": "progress_00001_.safetensors"}) in events, "front ends refresh their lists"
-    assert any("step 6/6   loss" in text for text in texts), "loss and speed show on the node"
-    assert server.images(entry, g.train)[0].size == (768, 432), "the loss curve shows on the node"
+    name = "progress_00001_.safetensors"
+    assert ("soda.saved", {"name": name, "folder": "soda"}) in [event[1:] for event in events], "lists are refreshed"
+    (file,) = entry["outputs"][g.train]["soda_saved"]
+    assert file == {"name": name, "filename": name, "subfolder": "", "type": "soda"}
+    told = [(when, data) for when, kind, data in events if kind == "soda.training"]
+    assert told[-1][1]["status"] == "done" and told[-1][1]["saved"] == name
+    assert [picture["step"] for picture in told[-1][1]["pictures"]] == [0, 3, 6]
+    assert all(server.view(picture) for picture in told[-1][1]["pictures"])
+    assert len(told) <= 2 * (told[-1][0] - told[0][0]) + 2, "not more often than twice a second"
+    (kept,) = [state for state in server.connection.json("/soda/trainings") if state["id"] == told[-1][1]["id"]]
+    assert kept == told[-1][1], "who opens a page sees it"
     first = server.submit(training_graph(server, seed=12).nodes)
     second = server.submit(training_graph(server, seed=13).nodes)
     for prompt in (first, second):
         server.wait(prompt, 120)
     assert len(list((server.base / "output" / "soda-previews").glob("progress-step*.png"))) == 3
+
+
+def test_finish_now_ends_a_run_in_good_order_and_the_graph_goes_on(server) -> None:
+    g = training_graph(server, seed=31, steps=500, filename_prefix="finished")
+    g.picture = sampling(g, (g.train, 1), "1")
+
+    def finish(kind: str, data: dict) -> None:
+        if kind == "soda.training" and data["status"] == "training" and data["step"]:
+            server.connection.post("/soda/finish", {"id": data["id"]})
+
+    entry = server.queue(g.nodes, on_event=finish)
+    assert entry["outputs"][g.train]["soda_saved"][0]["name"] == "finished_00001_.safetensors"
+    assert entry["outputs"][g.train]["soda_training"][0]["step"] < 500
+    assert server.images(entry, g.picture)
+
+
+@pytest.mark.parametrize(("body", "code"), [({}, 400), ({"id": "none"}, 404), ({"id": ["x"]}, 404)])
+def test_finish_of_what_does_not_run(server, body, code) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.connection.post("/soda/finish", body)
+    assert refused.value.code == code
+
+
+def test_saving_nodes_tell_the_history_which_file(server, trained) -> None:
+    g = loading_graph(trained["subject"])
+    save = g.add("SODASaveAdapter", adapter=(g.load, 2), filename_prefix="kept/again")
+    (file,) = server.queue(g.nodes)["outputs"][save]["soda_saved"]
+    assert (server.soda / file["subfolder"] / file["filename"]).is_file() and file["type"] == "soda"
 
 
 def test_the_loss_map_feeds_the_core_plot(server) -> None:

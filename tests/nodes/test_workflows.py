@@ -136,7 +136,7 @@ def test_all_workflows_run_in_the_order_a_user_takes_them(server) -> None:
         prompt = prompt_of(server, f"train_{kind}")
         entry = server.queue(prompt)
         made += [p.relative_to(server.soda).as_posix() for p in set(server.soda.rglob("*.safetensors")) - before]
-        assert server.images(entry, node(prompt, "SODATrain"))
+        assert entry["outputs"][node(prompt, "SODATrain")]["soda_saved"]
     assert len(made) == 2
     server.object_info(refresh=True)
     prompt = prompt_of(server, "merge_subject_and_style")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from ...training.loop import Losses, Trainable
 from .. import base
 from ..versions import is_out_of_memory
 from .dataset import Buckets, Example, Examples
-from .parametrisation import draw_sigmas, output_error, output_scale, signal_to_noise
+from .parametrisation import draw_sigmas, output_error, output_scale, sigmas_at, signal_to_noise
 from .session import TrainingSession
 
 
@@ -67,6 +68,19 @@ class Objective:
             # dco starts beta / 2 times as steep as a plain loss
             objective = objective + settings.prior_weight * pull * self._denoising(prior, kind)[1]
         return Losses(objective, loss)
+
+    def spread(self, count: int, generator: torch.Generator) -> list[Drawn]:
+        """``count`` single pictures, spread over all, at noise levels spread over the schedule."""
+        pictures = [example for group in self.examples.pictures.groups for example in group]
+        shares = (torch.arange(count) + 0.5) / count
+        drawn = [self._noised([pictures[i * len(pictures) // count]], generator) for i in range(count)]
+        sigmas = sigmas_at(self._sampling, shares, self.session.device)
+        return [dataclasses.replace(one, sigma=sigma[None]) for one, sigma in zip(drawn, sigmas, strict=True)]
+
+    @torch.no_grad()
+    def plain(self, drawn: Drawn) -> Tensor:
+        """The plain denoising loss of a batch, a scalar, whatever is minimised."""
+        return self._denoising(drawn, "mse")[0]
 
     def base_prediction(self) -> Tensor:
         """One and the same of the base model; what a model computes once and keeps is there afterwards.

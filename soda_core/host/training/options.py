@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 from ...training.loop import OnStep
 from ...training.setting import check_settings, setting
+from .live import Live
+from .session import TrainingDtype
 
 #: Of ``continue_from``: start from the base model.
 NOTHING = "(none)"
-
-TrainingDtype = Literal["auto", "bf16", "fp32", "model"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RunOptions:
     """
     Args:
         graph: workflow and prompt JSON, kept in the file.
-        show: shows a line of text on the node.
+        live: shows the run while it goes on; without one nobody sees it.
         warn: shows what looks like a mistake on the node, where it stays.
         on_step: called after every step; what it raises ends the run, as a cancel does.
     """
@@ -111,7 +111,7 @@ class RunOptions:
         ),
     )
     graph: dict[str, str] = field(default_factory=dict)
-    show: Callable[[str], None] = lambda text: None
+    live: Live = field(default_factory=Live)
     warn: Callable[[Notice], None] = lambda notice: None
     on_step: OnStep = lambda progress: None
 

@@ -37,7 +37,12 @@ def check_trainable(model: Any) -> None:
 
 def draw_sigmas(sampling: Any, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """``(count,)`` noise levels, uniform over the model's own schedule."""
-    percent = torch.rand(count, generator=generator).clamp(_MARGIN, 1 - _MARGIN)
+    return sigmas_at(sampling, torch.rand(count, generator=generator), device)
+
+
+def sigmas_at(sampling: Any, shares: Tensor, device: torch.device) -> Tensor:
+    """``(count,)`` noise levels at shares of the model's own schedule: 0 is all noise, 1 none."""
+    percent = shares.clamp(_MARGIN, 1 - _MARGIN)
     return torch.tensor([float(sampling.percent_to_sigma(float(p))) for p in percent], device=device)
 
 

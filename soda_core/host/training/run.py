@@ -19,6 +19,7 @@ from ...errors import SettingsError, SodaError, TrainingError
 from ...report.loss_curve import loss_curve
 from ...report.theme import to_image_tensor
 from ...training.loop import Progress, TrainingLoop
+from ...training.measures import Measures
 from ...training.memory import needs
 from ...training.settings import TrainSettings
 from ...training.state import RunState
@@ -34,6 +35,7 @@ from .options import RunOptions
 from .report import Report
 from .session import TrainingSession
 from .states import Start
+from .validation import Validation
 
 _OUT_OF_MEMORY = (
     "the device ran out of memory; turn on gradient_checkpointing, lower batch_size (and raise accumulation instead), "
@@ -63,12 +65,13 @@ def train_in_graph(patcher: Any, data: TrainingData, settings: TrainSettings, op
     Raises:
         SettingsError, TrainingError: with what to change. Cancel raises the host's own exception.
     """
-    folders.check_writable(options.filename_prefix, _suffixes(settings, options))
-    with (
-        TrainingSession.open(patcher, settings, options.dtype, options.gradient_checkpointing) as session,
-        _told(),
-    ):
-        return Run(session, data, options).train()
+    with options.live:
+        folders.check_writable(options.filename_prefix, _suffixes(settings, options))
+        with (
+            TrainingSession.open(patcher, settings, options.dtype, options.gradient_checkpointing) as session,
+            _told(),
+        ):
+            return Run(session, data, options).train()
 
 
 class Run:
@@ -116,10 +119,16 @@ class Run:
     def train(self) -> TrainingResult:
         """All steps; whatever ends them, what was trained is saved."""
         with _told(self._rescue):
-            self._report = Report(self.settings.steps, self.progress.step, self.options.show)
+            self._report = Report(self.settings.steps, self.progress.step)
             if self.options.preview_every and not self.progress.step:
                 self._preview()
-            self.loop.run(self.objective.batch_loss, self._after_step)
+            live = self.options.live
+            if live.watched:
+                measures, validation = Measures(self.trainable, self.session.weights), Validation(self.objective)
+                live.begin(self.settings, self.progress, measures, validation)
+            self.loop.run(self.objective.batch_loss, self._after_step, lambda: live.finish)
+            if self.options.preview_every and self.progress.step % self.options.preview_every:
+                self._preview()
             return self._finish()
 
     def _finish(self) -> TrainingResult:
@@ -133,9 +142,10 @@ class Run:
         if kept.warning:
             self._keep_state()
             logging.warning("SODA: %s", kept.warning)
-            self.options.show(kept.warning)
+            self.options.live.note(kept.warning)
         else:
             self.start.file.discard()
+        self.options.live.kept(kept.name)
         return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, kept.name, kept.warning)
 
     def adapter(self) -> SodaAdapter:
@@ -159,7 +169,7 @@ class Run:
 
     def _trainable(self) -> TrainableAdapter:
         session, adapter = self.session, self.start.adapter
-        arguments = session.shapes, self.settings, session.spectra(self.options.show), session.device
+        arguments = session.shapes, self.settings, session.spectra(self.options.live.note), session.device
         return TrainableAdapter(*arguments) if adapter is None else TrainableAdapter.from_adapter(adapter, *arguments)
 
     def _resume(self, state: RunState) -> None:
@@ -175,7 +185,7 @@ class Run:
             )
         self.loop.resume(state.tensors)
         logging.info("SODA: continuing at step %d of %d", self.progress.step, self.settings.steps)
-        self.options.show(f"continuing at step {self.progress.step} of {self.settings.steps}")
+        self.options.live.note(f"continuing at step {self.progress.step} of {self.settings.steps}")
 
     def _keep_state(self) -> bool:
         """Write down what it takes to go on from here; whether that went well."""
@@ -204,7 +214,7 @@ class Run:
         total = _mib(sum(parts.values()))
         listed = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
         logging.info("SODA: memory above the loaded model: %s (%s)", total, listed)
-        self.options.show(f"{rotation + shift:,} trained parameters, {total} above the loaded model")
+        self.options.live.note(f"{rotation + shift:,} trained parameters, {total} above the loaded model")
         free = mm.get_free_memory(self.session.device)
         if parts["a step"] > free:
             logging.warning("SODA: a step takes %s and %s are free; turn on gradient_checkpointing, or train with "
@@ -213,6 +223,7 @@ class Run:
     def _after_step(self, progress: Progress) -> None:
         step, options = progress.step, self.options
         self._report.step(progress)
+        options.live.step(progress)
         if self.start.file.due():
             self._keep_state()
         if options.save_every and step % options.save_every == 0 and step < self.settings.steps:
@@ -237,8 +248,9 @@ class Run:
             self._load()
         if picture is not None:
             self._last_preview = picture
-            folders.save_preview(picture, self.options.filename_prefix, step, self.metadata)
-        self._report.bar.show(step, picture)
+            if file := folders.save_preview(picture, self.options.filename_prefix, step, self.metadata):
+                self.options.live.picture(step, 0, file)
+        self._report.bar.show(step)
 
     def _rescue(self) -> str:
         """Save the state and the adapter so far; says where, to end an error with."""
@@ -256,6 +268,7 @@ class Run:
             logging.warning("SODA: %s", kept.warning)
         if goes_on:
             logging.info("SODA: continue_from = %r goes on from there", self.start.file.choice)
+        self.options.live.kept(kept.name, self.start.file.choice if goes_on else "")
         return f" (the adapter of step {step} is saved as {kept.name})"
 
 

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import comfy.model_management as mm
 import comfy.utils
@@ -28,10 +28,11 @@ from ..spectra import store
 from .checkpointing import checkpoint_blocks
 from .dataset import batch_conds
 from .frozen import adapt, keep_exact
-from .options import TrainingDtype
 from .parametrisation import check_trainable
 from .residuals import Residuals
 from .training_copy import ordinary, training_copy
+
+TrainingDtype = Literal["auto", "bf16", "fp32", "model"]
 
 _DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "model": None}
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real ComfyUI and a real Chromium, in both of the front end's ways to draw nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER
+from testbed.checkpoints import BASE_NAME, build, write
+from testbed.server import Server
+from testbed.world.tasks import STYLE, SUBJECT
+
+INSTALL = (
+    "no Chromium: install one (Debian: `apt-get install chromium`; anywhere: `python -m playwright install chromium`), "
+    "or set CHROMIUM to its program"
+)
+#: Nothing over the graph, and nothing asked for from outside
+PLAIN = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.Locale": "en",
+}
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  #: the browser, which draws without a GPU, needs the other cores
+
+
+def find_chromium() -> str | None:
+    """Where the browser is: CHROMIUM, the system's, or playwright's own."""
+    from playwright.sync_api import sync_playwright
+
+    for name in (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome"):
+        if name and (path := shutil.which(name)):
+            return path
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    path = find_chromium()
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(INSTALL)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(chromium, tmp_path_factory) -> Iterator[Server]:
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.skip("COMFYUI_PATH is not set; `python dev.py test` sets it")
+    folder = tmp_path_factory.mktemp("browser")
+    with Server(base=folder / "base", cpu=True, env=ONE_THREAD, timeout=900) as server:
+        server.add_checkpoint(write(folder / BASE_NAME, build("sd15-min", clip="sparse", seed=0)), BASE_NAME)
+        for task, name in ((SUBJECT, SUBJECT_FOLDER), (STYLE, STYLE_FOLDER)):
+            task.write(server.base / "input" / name, side=96)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # no sandbox: containers seldom allow one, and the page is ours
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def settings(server: Server, **values: object) -> None:
+    """Of the front end, which keeps them on the server; read when a page is loaded."""
+    server.connection.post("/api/settings", {**PLAIN, **{name.replace("_", "."): v for name, v in values.items()}})
+
+
+@pytest.fixture(scope="session", params=["classic", "nodes2"])
+def page(request, server, browser):
+    """One page for each way to draw nodes: loading it is most of the time that these tests take."""
+    from .ui import SIZE, Ui
+
+    settings(server, Comfy_VueNodes_Enabled=request.param == "nodes2")
+    context = browser.new_context(viewport=SIZE)
+    yield Ui(context, server.url, request.param)
+    context.close()
+
+
+@pytest.fixture
+def ui(page):
+    """The page, in which nothing may go wrong during the test."""
+    page.errors.clear()
+    yield page
+    page.check()
+
+
+def workflow(name: str) -> dict:
+    from testbed.paths import ROOT
+
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if "/browser/" in str(item.path):
+            item.add_marker(pytest.mark.host)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a new user meets first: search, templates, help."""
+
+from __future__ import annotations
+
+import pytest
+
+from testbed.paths import ROOT
+
+from .conftest import workflow
+
+TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+
+
+def test_nodes_are_found_by_search(ui) -> None:
+    ui.page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    ui.page.keyboard.type("soda")
+    for name in ("Load SODA Adapter", "Train SODA (in-graph)"):
+        ui.page.get_by_text(name).first.wait_for()
+    ui.shot("search")
+    ui.page.keyboard.press("Escape")
+    ui.page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_opens_without_a_red_node(ui, name) -> None:
+    ui.load(workflow(name))
+    unknown = ui.page.evaluate("app.graph._nodes.filter((n) => n.has_errors || n.type === undefined || "
+                               "!window.LiteGraph.registered_node_types[n.type]).map((n) => n.type)")  # fmt: skip
+    assert not unknown
+    ui.shot(f"template-{name}")
+
+
+@pytest.mark.parametrize(("locale", "word"), [("en", "The settings that matter"), ("zh", "标注")])
+def test_help_opens_at_the_first_request(ui, locale, word) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def note(answer) -> None:
+        if "/docs/SODA" in answer.url:
+            asked.append((answer.url, answer.status))
+
+    ui.load(workflow("train_subject"))
+    set_locale = "async (locale) => await app.extensionManager.setting.set('Comfy.Locale', locale)"
+    ui.page.evaluate(set_locale, locale)
+    ui.page.on("response", note)
+    ui.select("SODATrain")
+    ui.page.get_by_test_id("info-button").click()
+    ui.page.get_by_role("heading", name=word).first.wait_for()
+    ui.shot(f"help-{locale}")
+    ui.page.remove_listener("response", note)
+    ui.page.evaluate(set_locale, "en")
+    assert [(url.rsplit("/docs/", 1)[1], status) for url, status in asked] == [(f"SODATrain/{locale}.md", 200)]
