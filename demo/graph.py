@@ -20,6 +20,8 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 HEADER, GROUP_TITLE, MARGIN, GAP, AISLE = 30, 46, 14, 18, 70
 # pixels that the taller of the two renderers takes: a row of sockets, a widget, one of text, one of many lines, the end
 SLOT, WIDGET, TEXT, LINES, END = 20, 28, 36, 110, 46
+#: What nodes of ours show below their widgets, in pixels: ``HEIGHT`` in ``web/live.js`` and ``web/saved.js``
+VIEWS = {"SODATrain": 410, "SODASaveAdapter": 34, "SODAExportLoRA": 34}
 
 
 @dataclass
@@ -212,7 +214,7 @@ def natural_height(schema: dict[str, Any]) -> int:
             widgets += LINES if options.get("multiline") else TEXT if text else WIDGET
             if options.get("control_after_generate") and not schema["name"].startswith("SODA"):
                 widgets += WIDGET  # a row of its own in the classic canvas; our nodes show none
-    return SLOT * max(sockets, len(schema["output"])) + widgets + END
+    return SLOT * max(sockets, len(schema["output"])) + widgets + VIEWS.get(schema["name"], 0) + END
 
 
 def _input_specs(schema: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -102,7 +102,7 @@ def shoot(browser: Browser, server: Server, workflow: str, values: dict[str, dic
 def shoot_live(browser: Browser, server: Server, values: dict[str, dict[str, Any]], steps: int, path: Path) -> None:
     """What the training node shows when two thirds are done, at twice the size for sharp text."""
     page = opened(browser, server, device_scale_factor=2)
-    page.evaluate(LOAD, json.loads((ROOT / "workflows" / "train_subject.json").read_text("utf-8")))
+    page.evaluate(LOAD, json.loads(workflow_file("train_subject").read_text("utf-8")))
     page.evaluate(SET, values)
     say("run train_subject, to look at it half-way")
     page.evaluate(LOOK)

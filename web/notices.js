@@ -2,6 +2,7 @@
 // What looks like a mistake in a training, as text on its node until it runs again.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { nodeByExecutionId } from "./lib/graph.js";
 
 const WIDGET = "soda_notice";
 // kind -> in Chinese, with the number; English comes from the server
@@ -17,11 +18,11 @@ app.registerExtension({
   name: "soda.notices",
   setup() {
     api.addEventListener("soda.notice", ({ detail }) => {
-      const node = findNode(detail.node);
+      const node = nodeByExecutionId(detail.node);
       if (node) say(node, translated(detail));
     });
     api.addEventListener("executing", ({ detail }) => {
-      const node = detail && findNode(String(detail.node ?? detail));
+      const node = detail && nodeByExecutionId(String(detail.node ?? detail));
       if (node) clear(node);
     });
   },
@@ -30,13 +31,6 @@ app.registerExtension({
 function translated({ kind, text, count }) {
   const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
   return (locale.startsWith("zh") && CHINESE[kind]?.(count)) || text;
-}
-
-/** A node by its place in the run: "3", or "5:3" inside the subgraph node 5. */
-function findNode(path) {
-  const ids = path.split(":");
-  const graph = ids.slice(0, -1).reduce((graph, id) => graph?.getNodeById(id)?.subgraph, app.rootGraph ?? app.graph);
-  return graph?.getNodeById(ids.at(-1));
 }
 
 function say(node, text) {

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { allNodes } from "./lib/graph.js";
+import { renewed } from "./widgets.js";
 
 const LISTS = { soda: ["SODALoadAdapter", "SODATrain", "SODAStack"], loras: ["LoraLoader", "LoraLoaderModelOnly"] };
 
@@ -16,12 +17,15 @@ async function renew(kind) {
   const definition = (await (await api.fetchApi(`/object_info/${kind}`)).json())[kind];
   const inputs = { ...definition.input.required, ...definition.input.optional };
   await app.registerNodeDef(kind, definition); // for nodes to come
-  for (const node of allNodes())
-    for (const widget of node.type === kind ? (node.widgets ?? []) : []) {
+  for (const node of allNodes()) {
+    if (node.type !== kind) continue;
+    for (const widget of node.widgets ?? []) {
       const [type, options] = inputs[widget.name] ?? [];
       const values = Array.isArray(type) ? type : options?.options;
       if (widget.type === "combo" && values) widget.options.values = values;
     }
+    renewed(node);
+  }
 }
 
 app.registerExtension({

@@ -23,9 +23,14 @@ app.registerExtension({
   refreshComboInNodes() {
     const root = app.rootGraph ?? app.graph;
     for (const graph of [root, ...(root.subgraphs?.values() ?? [])])
-      for (const node of graph.nodes) if (inputsOf.has(node.comfyClass)) showWhatMatters(node);
+      for (const node of graph.nodes) renewed(node);
   },
 });
+
+/** Lists of a node are others than before. */
+export function renewed(node) {
+  if (inputsOf.has(node.comfyClass)) showWhatMatters(node);
+}
 
 /** A text field for a number, which may be written as 5e-5. */
 function numberWidget(node, name, [, options]) {

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.build_workflows import STYLE_FOLDER, SUBJECT_FOLDER
+from demo.build_workflows import workflow_file
 from testbed.checkpoints import BASE_NAME, build, write
 from testbed.server import Server
-from testbed.world.tasks import STYLE, SUBJECT
 
 INSTALL = (
     "no Chromium: install one (Debian: `apt-get install chromium`; anywhere: `python -m playwright install chromium`), "
@@ -59,8 +58,6 @@ def server(chromium, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("browser")
     with Server(base=folder / "base", cpu=True, env=ONE_THREAD, timeout=900) as server:
         server.add_checkpoint(write(folder / BASE_NAME, build("sd15-min", clip="sparse", seed=0)), BASE_NAME)
-        for task, name in ((SUBJECT, SUBJECT_FOLDER), (STYLE, STYLE_FOLDER)):
-            task.write(server.base / "input" / name, side=96)
         yield server
 
 
@@ -100,9 +97,7 @@ def ui(page):
 
 
 def workflow(name: str) -> dict:
-    from testbed.paths import ROOT
-
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+    return json.loads(workflow_file(name).read_text("utf-8"))
 
 
 def pytest_collection_modifyitems(items) -> None:

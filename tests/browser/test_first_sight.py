@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.paths import ROOT
+from demo.build_workflows import TITLES
 
 from .conftest import workflow
-
-TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 
 def test_nodes_are_found_by_search(ui) -> None:
@@ -22,7 +20,7 @@ def test_nodes_are_found_by_search(ui) -> None:
     ui.page.keyboard.press("Escape")
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", TITLES)
 def test_a_template_opens_without_a_red_node(ui, name) -> None:
     ui.load(workflow(name))
     unknown = ui.page.evaluate("app.graph._nodes.filter((n) => n.has_errors || n.type === undefined || "

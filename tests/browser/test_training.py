@@ -7,13 +7,15 @@ import time
 
 import pytest
 
+from testbed.checkpoints import BASE_NAME
+
 from .conftest import settings, workflow
 from .ui import Ui
 
 VIEW = "document.querySelector('.soda-training')"
 SMALL = {"width": 64, "height": 64}
-TINY = {"steps": 20, "preview_every": 5, "preview_steps": 2, "rotation_lr": 0.01, "shift_lr": 0.01, "loss": "mse",
-        "decomposition": "qr", "training_dtype": "fp32"}  # fmt: skip
+BASE = {"ckpt_name": BASE_NAME}
+TINY = {"steps": 20, "preview_every": 5, "rotation_lr": 0.01, "shift_lr": 0.01, "loss": "mse", "decomposition": "qr"}
 runs = iter(range(1, 1000))
 
 
@@ -22,7 +24,13 @@ def start(ui: Ui, **values) -> dict:
     train = {**TINY, "seed": next(runs), **values}
     ui.load(
         workflow("train_subject"),
-        {"ImageScale": SMALL, "EmptyLatentImage": SMALL, "KSampler": {"steps": 2}, "SODATrain": train},
+        {
+            "CheckpointLoaderSimple": BASE,
+            "ImageScale": SMALL,
+            "EmptyLatentImage": SMALL,
+            "KSampler": {"steps": 2},
+            "SODATrain": train,
+        },
     )
     ui.select("SODATrain")
     ui.run()
@@ -173,8 +181,9 @@ def test_chinese(browser, server) -> None:
 @pytest.mark.parametrize("node", ["SODASaveAdapter"])
 def test_a_node_that_saves_says_which_file(ui, server, node) -> None:
     graph = workflow("merge_subject_and_style")
-    names = [path.name for path in server.adapters.glob("subject_*.safetensors")][:2]
-    ui.load(graph, {"EmptyLatentImage": SMALL, "KSampler": {"steps": 2}, "SODALoadAdapter": {"adapter_name": names[0]}})
+    names = [path.name for path in server.adapters.glob("subject_*.safetensors")]
+    small = {"CheckpointLoaderSimple": BASE, "EmptyLatentImage": SMALL, "KSampler": {"steps": 2}}
+    ui.load(graph, {**small, "SODALoadAdapter": {"adapter_name": names[0]}})
     ui.select(node)
     ui.run()
     ui.page.locator(".soda-saved").get_by_text("Saved as merged_").wait_for()
