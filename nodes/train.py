@@ -30,7 +30,15 @@ from .common import (
 )
 from .training_settings import INPUT_IDS
 
-_LIST_INPUTS = ("latents", "positive", "base_positive", "class_latents", "class_positive", "negative")
+_LIST_INPUTS = (
+    "latents",
+    "positive",
+    "base_positive",
+    "class_latents",
+    "class_positive",
+    "negative",
+    "preview_positive",
+)
 #: A saved workflow stores values of widgets by their place, an API prompt by their name: neither may ever change.
 _REQUIRED = ("trigger_phrase", "steps", "batch_size", "rotation_lr", "shift_lr", "decomposition", "train", "layers")
 _OPTIONAL = (
@@ -117,6 +125,12 @@ class SodaTrain(io.ComfyNode):
                     optional=True,
                     tooltip="From SODA Training Settings: all that is not shown here. What the node itself shows goes "
                     "before it.",
+                ),
+                io.Conditioning.Input(
+                    "preview_positive",
+                    optional=True,
+                    tooltip="Prompts of the previews, one picture each: one prompt, or a list (Create List). Without "
+                    "it the first caption.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],

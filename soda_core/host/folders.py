@@ -173,14 +173,18 @@ def _written(name: str) -> Iterator[None]:
         ) from error
 
 
-def save_preview(picture: Image.Image, prefix: str, step: int, metadata: Mapping[str, Any]) -> dict[str, str]:
+def save_preview(
+    picture: Image.Image, prefix: str, step: int, prompt: int, metadata: Mapping[str, Any]
+) -> dict[str, str]:
     """Keep a training preview as ``output/soda-previews/<prefix>-step00100.png``.
 
+    Args:
+        prompt: which of several, from 0; the second one's name ends in ``-2``.
     Returns:
         the file as the host's ``/view`` takes it; nothing where it could not be kept.
     """
-    folder = folder_paths.get_output_directory()
-    target = Path(folder, "soda-previews", f"{check_prefix(prefix)}-step{step:05}.png")
+    folder, which = folder_paths.get_output_directory(), f"-{prompt + 1}" if prompt else ""
+    target = Path(folder, "soda-previews", f"{check_prefix(prefix)}-step{step:05}{which}.png")
     if not pictures.save(picture, target, metadata):
         return {}
     return {"filename": target.name, "subfolder": target.parent.relative_to(folder).as_posix(), "type": "output"}

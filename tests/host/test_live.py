@@ -111,6 +111,21 @@ def test_finish_now_is_an_ordinary_end_after_the_step(host, model, watched) -> N
     assert not live.ask_finish(), "it has ended"
 
 
+def test_several_prompts_give_several_pictures(host, model, watched) -> None:
+    live, told = watched
+    training, config = host.core("host.training"), host.core("training.settings")
+    settings = config.TrainSettings(steps=2, rotation_lr=1e-2, shift_lr=1e-2, loss="mse", seed=1)
+    options = training.RunOptions(filename_prefix="live/two", preview_every=2, preview_steps=1, live=live)
+    with torch.inference_mode():
+        prompts = [conditioning(PRESET, seed) for seed in (1, 2)]
+        data = training.TrainingData([latents(model)], [conditioning(PRESET)], preview_positive=prompts)
+        training.train_in_graph(model, data, settings, options)
+    pictures = told[-1]["pictures"]
+    assert [(picture["step"], picture["prompt"]) for picture in pictures] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    contents = [(host.base / "output" / p["subfolder"] / p["filename"]).read_bytes() for p in pictures]
+    assert len(set(contents)) == 4
+
+
 def test_a_strip_of_pictures_keeps_the_first_the_last_and_some_between(host) -> None:
     module = host.core("host.training.live")
     live = module.Live(lambda state: None)

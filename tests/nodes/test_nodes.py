@@ -59,7 +59,7 @@ def test_the_widget_order_is_frozen(server) -> None:
     ]  # fmt: skip
     assert [name for name, spec in inputs_of(server, "SODATrain").items() if not is_widget(spec)] == [
         "model", "latents", "positive", "base_positive", "class_latents", "class_positive", "negative", "vae",
-        "settings",
+        "settings", "preview_positive",
     ]  # fmt: skip
     assert list(inputs_of(server, "SODATrainingSettings")) == [
         "batch_size", "accumulation", "train", "factor_preset", "factor_count", "warmup_steps", "schedule",

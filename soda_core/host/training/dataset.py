@@ -34,6 +34,7 @@ class TrainingData:
     class_positive: Sequence[Any] | None = None
     negative: Sequence[Any] | None = None  #: previews only
     vae: Any | None = None  #: previews only
+    preview_positive: Sequence[Any] | None = None  #: prompts of previews; without them the first caption
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,24 @@ SAMPLER = ("euler", "normal")
 GUIDANCE = 6.0
 
 
+def prompts(data: TrainingData) -> list[Any]:
+    """The CONDITIONINGs to make a picture of each."""
+    return list(data.preview_positive or data.positive[:1])
+
+
 @torch.no_grad()
-def sample(session: TrainingSession, data: TrainingData, like: Tensor, steps: int) -> Image.Image | None:
-    """The first caption's picture at the settings' seed; None where the model's latents have no preview.
+def sample(session: TrainingSession, data: TrainingData, positive: Any, like: Tensor, steps: int) -> Image.Image | None:
+    """A prompt's picture at the settings' seed; None where the model's latents have no preview.
 
     Sampling may move the model off its device: load it again before the next step.
 
     Args:
+        positive: the prompt, a CONDITIONING.
         like: a latent ``(1, C, …)`` of the picture's size.
         steps: of the sampler.
     """
     latent = torch.zeros_like(like, device="cpu")
     seed = session.settings.seed
-    positive = data.positive[0]
     negative, guidance = (data.negative[0], GUIDANCE) if data.negative else (positive, 1.0)
     noise = comfy.sample.prepare_noise(latent, seed)
     samples = comfy.sample.sample(

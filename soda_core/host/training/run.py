@@ -237,19 +237,21 @@ class Run:
         self._report.bar.show(step)
 
     def _preview(self) -> None:
-        """A picture on the node and in the output folder."""
-        step = self.progress.step
+        """A picture of each prompt, on the node and in the output folder."""
+        options, step = self.options, self.progress.step
+        like = self.examples.pictures.groups[0][0].latent
         self.trainable.begin_step()
-        try:
-            picture = preview.sample(
-                self.session, self.data, self.examples.pictures.groups[0][0].latent, self.options.preview_steps
-            )
-        finally:
-            self._load()
-        if picture is not None:
-            self._last_preview = picture
-            if file := folders.save_preview(picture, self.options.filename_prefix, step, self.metadata):
-                self.options.live.picture(step, 0, file)
+        for number, prompt in enumerate(preview.prompts(self.data)):
+            try:
+                picture = preview.sample(self.session, self.data, prompt, like, options.preview_steps)
+            finally:
+                self._load()
+            if picture is None:
+                continue
+            if number == 0:
+                self._last_preview = picture
+            if file := folders.save_preview(picture, options.filename_prefix, step, number, self.metadata):
+                options.live.picture(step, number, file)
         self._report.bar.show(step)
 
     def _rescue(self) -> str:
