@@ -98,7 +98,7 @@ class Live:
             return
         self._step = progress.step
         self._add(progress.step, progress.losses[-1], progress.learning_rates[-1])
-        if self._validation is not None and self._validation.due(self._step):
+        if self._validation is not None and (self.finish or self._validation.due(self._step)):
             self._look(self._step)
             self._tell()
         elif time.monotonic() - self._told >= EVERY:
