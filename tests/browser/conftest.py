@@ -15,6 +15,8 @@ from demo.build_workflows import workflow_file
 from testbed.checkpoints import BASE_NAME, build, write
 from testbed.server import Server
 
+from .ui import SIZE, Ui
+
 INSTALL = (
     "no Chromium: install one (Debian: `apt-get install chromium`; anywhere: `python -m playwright install chromium`), "
     "or set CHROMIUM to its program"
@@ -43,7 +45,7 @@ def find_chromium() -> str | None:
     return own if Path(own).exists() else None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> str:
     path = find_chromium()
     if path is None:
@@ -51,7 +53,7 @@ def chromium() -> str:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(chromium, tmp_path_factory) -> Iterator[Server]:
     if not os.environ.get("COMFYUI_PATH"):
         pytest.skip("COMFYUI_PATH is not set; `python dev.py test` sets it")
@@ -61,7 +63,8 @@ def server(chromium, tmp_path_factory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+# of the package, not the session: within it this thread has a running event loop, which other tests start themselves
+@pytest.fixture(scope="package")
 def browser(chromium):
     from playwright.sync_api import sync_playwright
 
@@ -72,20 +75,19 @@ def browser(chromium):
         browser.close()
 
 
-def settings(server: Server, **values: object) -> None:
-    """Of the front end, which keeps them on the server; read when a page is loaded."""
-    server.connection.post("/api/settings", {**PLAIN, **{name.replace("_", "."): v for name, v in values.items()}})
-
-
-@pytest.fixture(scope="session", params=["classic", "nodes2"])
-def page(request, server, browser):
-    """One page for each way to draw nodes: loading it is most of the time that these tests take."""
-    from .ui import SIZE, Ui
-
-    settings(server, Comfy_VueNodes_Enabled=request.param == "nodes2")
+def opened(browser, server: Server, name: str, **settings: object) -> Ui:
+    """A page in a browser of its own, with these settings, whose dots are underscores here."""
+    values = {**PLAIN, **{key.replace("_", "."): value for key, value in settings.items()}}
     context = browser.new_context(viewport=SIZE)
-    yield Ui(context, server.url, request.param)
-    context.close()
+    return Ui(context, server.url, name, lambda: server.connection.post("/api/settings", values))
+
+
+@pytest.fixture(scope="package", params=["classic", "nodes2"])
+def page(request, server, browser) -> Iterator[Ui]:
+    """One page for each way to draw nodes: loading it is most of the time that these tests take."""
+    ui = opened(browser, server, request.param, Comfy_VueNodes_Enabled=request.param == "nodes2")
+    yield ui
+    ui.close()
 
 
 @pytest.fixture

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from testbed.checkpoints import BASE_NAME
 
-from .conftest import settings, workflow
+from .conftest import opened, workflow
 from .ui import Ui
 
 VIEW = "document.querySelector('.soda-training')"
 SMALL = {"width": 64, "height": 64}
 BASE = {"ckpt_name": BASE_NAME}
 TINY = {"steps": 20, "preview_every": 5, "rotation_lr": 0.01, "shift_lr": 0.01, "loss": "mse", "decomposition": "qr"}
+#: Every step that the view shows while it trains, as window.seen
+NOTE_STEPS = f"""() => {{
+    window.seen = []
+    const view = {VIEW}, note = () => view.dataset.status === 'training' && window.seen.push(Number(view.dataset.step))
+    new MutationObserver(note).observe(view, {{attributes: true}})
+}}"""
 runs = iter(range(1, 1000))
 
 
@@ -33,6 +37,7 @@ def start(ui: Ui, **values) -> dict:
         },
     )
     ui.select("SODATrain")
+    ui.page.evaluate(NOTE_STEPS)
     ui.run()
     return train
 
@@ -62,7 +67,6 @@ def node_size(ui: Ui) -> list[float]:
 def test_twenty_steps_seen_live(ui, server) -> None:
     start(ui)
     before = node_size(ui)
-    shown(ui, "training", 10)
     ui.wait("document.querySelectorAll('.soda-thumb').length >= 3")
     ui.shot("training")
     legend = ui.page.locator(".soda-legend").inner_text()
@@ -70,6 +74,8 @@ def test_twenty_steps_seen_live(ui, server) -> None:
     assert ui.page.locator(".soda-card").count() == 3, "rotation, shift and rates"
     assert "step" in ui.page.locator(".soda-facts").inner_text()
     shown(ui, "done", 20)
+    seen = ui.page.evaluate("window.seen")
+    assert any(0 < step < 20 for step in seen) and seen == sorted(seen), "while it went on"
     toast(ui, "Saved as subject_")
     assert "Saved as subject_" in ui.page.locator(".soda-message").inner_text()
     drawn = "path => (document.querySelector(path)?.getAttribute('d').match(/[ML]/g) ?? []).length"
@@ -161,30 +167,22 @@ def encoded(path) -> str:
 
 def test_chinese(browser, server) -> None:
     """In a second browser, which sees what was trained before it came."""
-    from .ui import SIZE
-
-    settings(server, Comfy_VueNodes_Enabled=True, Comfy_Locale="zh")
-    context = browser.new_context(viewport=SIZE)
-    try:
-        ui = Ui(context, server.url, "chinese")
-        ui.load(workflow("train_subject"))
-        ui.select("SODATrain")
-        ui.page.get_by_text("训练完成").first.wait_for()
-        ui.page.get_by_text("学习率").first.wait_for()
-        ui.shot("trained")
-        ui.check()
-    finally:
-        context.close()
-        settings(server)
+    ui = opened(browser, server, "chinese", Comfy_VueNodes_Enabled=True, Comfy_Locale="zh")
+    ui.load(workflow("train_subject"))
+    ui.select("SODATrain")
+    ui.page.get_by_text("训练完成").first.wait_for()
+    ui.page.get_by_text("学习率").first.wait_for()
+    ui.shot("trained")
+    ui.close()
+    ui.check()
 
 
-@pytest.mark.parametrize("node", ["SODASaveAdapter"])
-def test_a_node_that_saves_says_which_file(ui, server, node) -> None:
+def test_a_node_that_saves_says_which_file(ui, server) -> None:
     graph = workflow("merge_subject_and_style")
     names = [path.name for path in server.adapters.glob("subject_*.safetensors")]
     small = {"CheckpointLoaderSimple": BASE, "EmptyLatentImage": SMALL, "KSampler": {"steps": 2}}
     ui.load(graph, {**small, "SODALoadAdapter": {"adapter_name": names[0]}})
-    ui.select(node)
+    ui.select("SODASaveAdapter")
     ui.run()
     ui.page.locator(".soda-saved").get_by_text("Saved as merged_").wait_for()
     ended(ui, server)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,14 @@ class Ui:
     """One page. Nothing in it may go wrong: see :meth:`check`.
 
     Args:
-        name: of the renderer, for screenshots.
         url: of the server.
+        name: of the renderer, for screenshots.
+        prepare: called before the page is loaded, as it reads its settings then.
     """
 
-    def __init__(self, context: BrowserContext, url: str, name: str) -> None:
-        self.name, self.url, self.errors = name, url, list[str]()
+    def __init__(self, context: BrowserContext, url: str, name: str, prepare: Callable[[], object]) -> None:
+        self.context, self.url, self.name, self.prepare = context, url, name, prepare
+        self.errors: list[str] = []
         self.page: Page = context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.page.on("console", lambda said: said.type == "error" and self._note(said.text, said.location.get("url")))
@@ -68,10 +70,14 @@ class Ui:
 
     def open(self) -> None:
         """Load the page, and wait until it has opened a workflow of its own."""
+        self.prepare()
         self.page.goto(self.url, wait_until="domcontentloaded")
         self.page.wait_for_function(
             "(window.app ??= window.comfyAPI?.app?.app)?.vueAppReady && app.graph?._nodes.length > 0"
         )
+
+    def close(self) -> None:
+        self.context.close()
 
     def load(self, workflow: Mapping[str, Any], values: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Open a workflow, and set widgets by the node's type."""
