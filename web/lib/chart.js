@@ -19,14 +19,13 @@ export function ticks(low, high, count) {
   return found;
 }
 
-/** The range that shows smooth curves whole, and of noisy ones all but the outermost fiftieths. */
-export function range(smooth, noisy) {
+/** The range that shows smooth curves whole, and of noisy ones all but the highest tenth. */
+export function range(smooth, noisy = []) {
   const sorted = noisy.map(([, value]) => value).sort((a, b) => a - b);
-  const inner = sorted.slice(Math.floor(sorted.length / 50), Math.ceil(sorted.length * 0.98));
-  const all = [...inner, ...smooth.map(([, value]) => value)];
+  const all = [...sorted.slice(0, Math.ceil(sorted.length * 0.9)), ...smooth.map(([, value]) => value)];
   if (!all.length) return [0, 1];
   const [low, high] = [Math.min(...all), Math.max(...all)];
-  const space = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
+  const space = Math.max((high - low) * 0.08, Math.abs(high) * 0.02) || 1; // what hardly changes looks so
   return [low >= 0 ? Math.max(0, low - space) : low - space, high + space];
 }
 
@@ -63,8 +62,8 @@ export function spark(points) {
 /**
  * The big chart.
  *
- * `draw(curves)` takes `{name: {points: [[step, value]], noisy, dots}}`, drawn in that order with the class of the name;
- * `onPoint(step)` is told what step the pointer is at, undefined when it leaves.
+ * `draw(curves)` takes `{name: {points: [[step, value]], noisy, dots, own}}`, drawn in that order with the class of the
+ * name; an own curve has its scale on the right. `onPoint(step)` is told what step the pointer is at, undefined when it leaves.
  */
 export class Chart {
   constructor(onPoint) {
@@ -90,25 +89,34 @@ export class Chart {
     const [width, height] = [this.element.clientWidth, this.element.clientHeight];
     this.element.replaceChildren();
     const drawn = Object.entries(this.curves).filter(([, { points }]) => points.length);
-    if (width < LEFT + RIGHT + 20 || height < TOP + BOTTOM + 20 || !drawn.length) return;
-    const of = (noisy) => drawn.filter(([, curve]) => Boolean(curve.noisy) === noisy).flatMap(([, c]) => c.points);
-    const [low, high] = range(of(false), of(true));
+    if (width < 2 * LEFT + 20 || height < TOP + BOTTOM + 20 || !drawn.length) return;
+    const points = (wanted) => drawn.filter(([, curve]) => wanted(curve)).flatMap(([, curve]) => curve.points);
+    const own = points((curve) => curve.own);
+    const scales = {
+      left: range(points((curve) => !curve.own && !curve.noisy), points((curve) => curve.noisy)),
+      right: range(own),
+    };
+    const end = width - (own.length ? LEFT : RIGHT);
     const steps = drawn.flatMap(([, { points }]) => [points[0][0], points.at(-1)[0]]);
     const [first, last] = [Math.min(...steps), Math.max(...steps)];
-    const x = (step) => LEFT + ((width - LEFT - RIGHT) * (step - first)) / (last - first || 1);
-    const y = (value) => height - BOTTOM - ((height - BOTTOM - TOP) * (value - low)) / (high - low);
-    this.step = (pixels) => first + ((pixels - LEFT) / (width - LEFT - RIGHT)) * (last - first);
-    for (const value of ticks(low, high, Math.max(2, height / 40))) {
+    const x = (step) => LEFT + ((end - LEFT) * (step - first)) / (last - first || 1);
+    const y = (value, [low, high]) => height - BOTTOM - ((height - BOTTOM - TOP) * (value - low)) / (high - low);
+    this.step = (pixels) => first + ((pixels - LEFT) / (end - LEFT)) * (last - first);
+    const rows = Math.max(2, height / 40);
+    for (const value of ticks(...scales.left, rows)) {
+      const at = y(value, scales.left);
       this.element.append(
-        shape("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }),
-        shape("text", { x: LEFT - 6, y: y(value) + 3.5, "text-anchor": "end" }, number(value)),
+        shape("line", { class: "grid", x1: LEFT, x2: end, y1: at, y2: at }),
+        shape("text", { x: LEFT - 6, y: at + 3.5, "text-anchor": "end" }, number(value)),
       );
     }
+    for (const value of own.length ? ticks(...scales.right, rows) : [])
+      this.element.append(shape("text", { class: "own", x: end + 6, y: y(value, scales.right) + 3.5 }, number(value)));
     for (const step of ticks(first, last, Math.max(2, width / 90)).filter(Number.isInteger))
       this.element.append(shape("text", { x: x(step), y: height - 4, "text-anchor": "middle" }, String(step)));
     const inside = shape("svg", { x: 0, y: 0, width: width, height: height - BOTTOM + 2 });
-    for (const [name, { points, dots }] of drawn) {
-      const places = points.map(([step, value]) => [x(step), y(value)]);
+    for (const [name, { points, dots, own }] of drawn) {
+      const places = points.map(([step, value]) => [x(step), y(value, own ? scales.right : scales.left)]);
       inside.append(shape("path", { class: name, d: path(places) }));
       const marked = dots || places.length === 1 ? places : name === "mean" ? [places.at(-1)] : [];
       for (const [cx, cy] of marked) inside.append(shape("circle", { class: name, cx, cy, r: dots ? 2.6 : 3.2 }));

@@ -72,7 +72,7 @@ export class TrainingView {
     this.chart.draw({
       loss: { points: loss, noisy: true },
       mean: { points: mean },
-      validation: { points: validation, dots: true },
+      validation: { points: validation, dots: true, own: true },
     });
     this.empty.textContent = loss.length ? "" : state ? state.note || say(`status_${status}`) : say("idle");
     this.#legend();
