@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.build_workflows import workflow_file
+from demo.build_workflows import CHECKPOINT, workflow_file
 from testbed.checkpoints import BASE_NAME, build, write
 from testbed.server import Server
 
@@ -59,7 +59,7 @@ def server(chromium, tmp_path_factory) -> Iterator[Server]:
         pytest.skip("COMFYUI_PATH is not set; `python dev.py test` sets it")
     folder = tmp_path_factory.mktemp("browser")
     with Server(base=folder / "base", cpu=True, env=ONE_THREAD, timeout=900) as server:
-        server.add_checkpoint(write(folder / BASE_NAME, build("sd15-min", clip="sparse", seed=0)), BASE_NAME)
+        server.add_checkpoint(write(folder / BASE_NAME, build("sd15-min", clip="sparse", seed=0)), CHECKPOINT)
         yield server
 
 

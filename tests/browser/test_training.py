@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import time
 
-from testbed.checkpoints import BASE_NAME
-
 from .conftest import opened, workflow
 from .ui import Ui
 
 VIEW = "document.querySelector('.soda-training')"
 SMALL = {"width": 64, "height": 64}
-BASE = {"ckpt_name": BASE_NAME}
 TINY = {"steps": 20, "preview_every": 5, "rotation_lr": 0.01, "shift_lr": 0.01, "loss": "mse", "decomposition": "qr"}
 #: Every step that the view shows while it trains, as window.seen
 NOTE_STEPS = f"""() => {{
@@ -29,7 +26,6 @@ def start(ui: Ui, **values) -> dict:
     ui.load(
         workflow("train_subject"),
         {
-            "CheckpointLoaderSimple": BASE,
             "ImageScale": SMALL,
             "EmptyLatentImage": SMALL,
             "KSampler": {"steps": 2},
@@ -180,7 +176,7 @@ def test_chinese(browser, server) -> None:
 def test_a_node_that_saves_says_which_file(ui, server) -> None:
     graph = workflow("merge_subject_and_style")
     names = [path.name for path in server.adapters.glob("subject_*.safetensors")]
-    small = {"CheckpointLoaderSimple": BASE, "EmptyLatentImage": SMALL, "KSampler": {"steps": 2}}
+    small = {"EmptyLatentImage": SMALL, "KSampler": {"steps": 2}}
     ui.load(graph, {**small, "SODALoadAdapter": {"adapter_name": names[0]}})
     ui.select("SODASaveAdapter")
     ui.run()
