@@ -124,8 +124,8 @@ def _merge_and_compare(object_info: dict[str, Any]) -> dict[str, Any]:
     description = "Merges a subject's and a style's SODA adapter without training, and paints one prompt with each."
     g = Blueprint("Merge and compare", description, object_info)
     loading = Column(g, 0, 340)
-    subject = loading.add("SODALoadAdapter", "Subject", model=g["model"], adapter_name="subject_00001_.safetensors")
-    style = loading.add("SODALoadAdapter", "Style", model=g["model"], adapter_name="style_00001_.safetensors")
+    subject = loading.add("SODALoadAdapter", "Subject", model=g["model"], adapter_name="")
+    style = loading.add("SODALoadAdapter", "Style", model=g["model"], adapter_name="")
     merging = Column(g, loading.next, 340)
     merge = merging.add("SODAMerge", subject=subject["adapter"], style=style["adapter"], model=g["model"])
     apply = merging.add("SODAApplyAdapter", model=g["model"], adapter=merge["adapter"])

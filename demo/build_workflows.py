@@ -45,7 +45,6 @@ CHECKPOINT_URL = (
     f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}?download=true"
 )
 SUBJECT_FOLDER, STYLE_FOLDER = notes.SUBJECT.folder, notes.STYLE.folder
-SUBJECT_FILE, STYLE_FILE = "subject_00001_.safetensors", "style_00001_.safetensors"
 SIZE = 512  # pixels a side: training pictures and samples
 SEED = 7
 NEGATIVE = "blurry, low quality"
@@ -70,6 +69,13 @@ def _checkpoint(column: Column) -> Node:
     node = column.add("CheckpointLoaderSimple", colour=BLUE, ckpt_name=CHECKPOINT)
     node.properties["models"] = [{"name": CHECKPOINT, "url": CHECKPOINT_URL, "directory": "checkpoints"}]
     column.group("Base model", GROUP_BLUE)
+    return node
+
+
+def _adapter(column: Column, what: str, title: str | None, **inputs: Any) -> Node:
+    """A loader for which ``web/library.js`` chooses the newest adapter whose name begins so, once there is one."""
+    node = column.add("SODALoadAdapter", title, PURPLE, adapter_name="", **inputs)
+    node.properties["soda_choose"] = what
     return node
 
 
@@ -159,11 +165,9 @@ def merge_subject_and_style(object_info: dict[str, Any]) -> dict[str, Any]:
     column = Column(g, 0, 340)
     checkpoint = _checkpoint(column)
     subject, style = (
-        column.add(
-            "SODALoadAdapter", title, PURPLE, model=checkpoint["MODEL"], adapter_name=file, mode="linear"
-        )
-        for title, file in (("Subject", SUBJECT_FILE), ("Style", STYLE_FILE))
-    )  # fmt: skip
+        _adapter(column, what, title, model=checkpoint["MODEL"], mode="linear")
+        for what, title in (("subject", "Subject"), ("style", "Style"))
+    )
     column.group("Two adapters of this base model", GROUP_PURPLE)
 
     merging = Column(g, column.next, 540)
@@ -204,10 +208,7 @@ def load_and_sample(object_info: dict[str, Any]) -> dict[str, Any]:
     g = Graph("load_and_sample", object_info)
     column = Column(g, 0, 340)
     checkpoint = _checkpoint(column)
-    loader = column.add(
-        "SODALoadAdapter", colour=PURPLE, model=checkpoint["MODEL"], clip=checkpoint["CLIP"],
-        adapter_name=SUBJECT_FILE,
-    )  # fmt: skip
+    loader = _adapter(column, "subject", None, model=checkpoint["MODEL"], clip=checkpoint["CLIP"])
     column.group("Adapter", GROUP_PURPLE)
 
     prompts = Column(g, column.next, 340)

@@ -97,8 +97,8 @@ MERGE = [
         "Start here",
         """## My subject in my style
 
-First run *Train my subject* and *Train my style*; their adapters are chosen here already. Both must have been trained \
-on the **base model** chosen here. Only the *adapter* output of the loaders is used.
+First run *Train my subject* and *Train my style*; their newest adapters are chosen here by themselves. Both must have \
+been trained on the **base model** chosen here. Only the *adapter* output of the loaders is used.
 
 - **subject_strength**, **style_strength**: 1 = as trained. Lower the one that drowns the other.
 - **method**
@@ -113,8 +113,8 @@ Use both placeholder words in the **prompt**.""",
         "从这里开始",
         """## 我的主体，我的风格
 
-先运行 *Train my subject* 和 *Train my style*，这里已经选好了它们训练出的适配器。两个适配器都必须是在这里选的**底模**上\
-训练的。加载节点只用到“适配器”这一个输出。
+先运行 *Train my subject* 和 *Train my style*，这里会自动选中它们最新训练出的适配器。两个适配器都必须是在这里选的\
+**底模**上训练的。加载节点只用到“适配器”这一个输出。
 
 - **主体强度**、**风格强度**：1 = 训练时的样子。哪个压过了另一个，就把哪个调低。
 - **合并方式**
@@ -132,8 +132,8 @@ LOAD = [
         "Start here",
         """## Use an adapter
 
-Choose the **base model** the adapter was trained on, then the **adapter** (*Train my subject* makes the one that is \
-chosen here).
+Choose the **base model** the adapter was trained on, then the **adapter** (the newest of *Train my \
+subject* is chosen by itself).
 
 `{trigger}` in the prompt becomes the phrase that is stored in the adapter. For a style write `a house, {trigger}`.
 
@@ -151,7 +151,7 @@ The result is an ordinary MODEL: LoRAs, ControlNet and further adapters go behin
         "从这里开始",
         """## 使用适配器
 
-先选适配器训练时用的**底模**，再选**适配器**（这里选的是 *Train my subject* 训练出来的那个）。
+先选适配器训练时用的**底模**，再选**适配器**（会自动选中 *Train my subject* 最新训练出来的那个）。
 
 提示词里的 `{trigger}` 会换成适配器里保存的触发词。风格可以写成 `a house, {trigger}`。
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from demo.build_workflows import NEGATIVE, SUBJECT_FILE, TITLES, workflow_file
+from demo.build_workflows import NEGATIVE, TITLES, workflow_file
 from demo.graph import set_widgets
 from demo.run import OWN, RATES, SAMPLE, demo_settings, kept_adapters, say
 from testbed.checkpoints import BASE_NAME
@@ -80,8 +80,7 @@ def for_serve(name: str, adapters: Mapping[str, str]) -> dict[str, Any]:
         values["SODATrain"] |= {**OWN[what], **rates, **PREVIEWS}
     for node in workflow["nodes"]:
         if node["type"] == "SODALoadAdapter" and adapters:
-            kind = "subject" if SUBJECT_FILE in node["widgets_values"] else "style"
-            set_widgets(node, {"adapter_name": adapters[kind]})
+            set_widgets(node, {"adapter_name": adapters[node["properties"].pop("soda_choose")]})
         elif node["widgets_values"] == [NEGATIVE]:  # words that the small model never learnt
             node["widgets_values"] = [""]
         set_widgets(node, values.get(node["type"], {}))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// A click on an adapter in the model library brings Load SODA Adapter, as one on a LoRA brings Load LoRA.
+// A click on an adapter in the model library brings Load SODA Adapter, as one on a LoRA brings Load LoRA; and in the
+// example workflows that node takes the newest adapter of the training they are for.
 import { app } from "../../scripts/app.js";
 
 app.registerExtension({
@@ -12,4 +13,15 @@ app.registerExtension({
     if (library?.registerNodeProvider && nodeDef && !library.getNodeProvider("soda"))
       library.registerNodeProvider("soda", { nodeDef, key: "adapter_name" });
   },
+  loadedGraphNode: chooseNewest,
+  refreshComboInNodes: () => app.graph.nodes.forEach(chooseNewest),
 });
+
+function chooseNewest(node) {
+  const prefix = node.properties?.soda_choose;
+  const widget = prefix && node.widgets?.find((widget) => widget.name === "adapter_name");
+  if (!widget) return;
+  const newest = widget.options.values?.filter?.((name) => new RegExp(`^${prefix}_\\d+_\\.`).test(name)).sort().at(-1);
+  if (widget.value === "" && newest) widget.value = newest;
+  if (widget.value !== "") delete node.properties.soda_choose; // chosen, by whomever
+}

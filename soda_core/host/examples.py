@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -16,6 +17,9 @@ PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 def install() -> None:
     """Copy each folder that is not there, whole or not at all; whatever is there stays as it is."""
     inputs = Path(folder_paths.get_input_directory())
+    for left in inputs.glob(".soda_example_*.partial"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(left, ignore_errors=True)
     for source in sorted(PICTURES.glob("soda_example_*")):
         target, unfinished = inputs / source.name, inputs / f".{source.name}.{uuid.uuid4().hex[:8]}.partial"
         if target.exists():

@@ -68,6 +68,14 @@ def test_a_workflow_from_before_the_settings_node_says_what_it_said(server) -> N
     assert {name: found[name] for name in SAID_BEFORE} == SAID_BEFORE
 
 
+def test_a_rate_may_be_text_as_the_widget_writes_it(server) -> None:
+    """Out of a subgraph the front end sends the widget's text."""
+    server.queue(training_graph(server, filename_prefix="written", steps=1, rotation_lr="5e-3").nodes)
+    assert settings_of_file(server, "written")["rotation_lr"] == 0.005
+    with pytest.raises(PromptError, match="rotation_lr, fast"):
+        server.queue(training_graph(server, rotation_lr="fast").nodes)
+
+
 # ------------------------------------------------------------------------------------------- what looks like a mistake
 
 
