@@ -26,7 +26,9 @@ from testbed.world.styles import PAINTERS
 from testbed.world.vocabulary import STYLES
 
 CHANNELS = FAMILIES["sd3"].latent
-PLAN = Plan(steps=6000, lr=5e-4, batch=8, decay=3000, weight_decay=1e-4, ema=0.995, threads=1)
+ENCODER = "taesd_encoder."
+#: latents are settled long before the decoder is: pictures can be encoded, and the model begun, while it goes on
+PLAN = Plan(steps=6000, lr=5e-4, batch=8, decay=4000, weight_decay=1e-4, ema=0.995, threads=1, settled=ENCODER)
 STREAM = Stream("autoencoder", seed=1, others=0.45)
 #: fresh scenes of the whole world, held-out glyphs and styles included: only ever looked at
 TEST_STREAM = Stream("autoencoder-test", seed=6, styles=tuple(PAINTERS), classes=EVERYTHING)
@@ -97,9 +99,9 @@ def load(work: Path) -> nn.Module:
     return codec.requires_grad_(False).eval()
 
 
-def fingerprint(work: Path) -> str:
-    """Of the trained weights: what is made with them is kept under it."""
-    weights = finished(work / "autoencoder")
+def fingerprint(work: Path, part: str = "") -> str:
+    """Of the trained weights, or of a part of them: what is made with them is kept under it."""
+    weights = {name: value for name, value in finished(work / "autoencoder").items() if name.startswith(part)}
     content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
     return hashlib.sha256(content).hexdigest()[:8]
 

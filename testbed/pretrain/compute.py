@@ -35,7 +35,7 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def faster(self, loss: Callable[[], Tensor]) -> Compute:
-        """This device with the dtype in which a loss and its gradients take less time; says both times."""
+        """This device with the dtype in which a loss and its gradients, if any, take less time; says both times."""
         choices = [Compute(self.device, dtype) for dtype in (torch.float32, torch.bfloat16)]
         seconds = {choice: min(choice.seconds(loss) for _ in range(TRIALS)) for choice in choices}
         print(", ".join(f"{choice.dtype}: {taken:.2f} s" for choice, taken in seconds.items()) + " a step", flush=True)
@@ -47,7 +47,8 @@ class Compute:
         started = clock()
         with self.autocast():
             value = loss()
-        value.backward()
+        if value.requires_grad:
+            value.backward()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return clock() - started

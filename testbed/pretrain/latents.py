@@ -13,7 +13,7 @@ from torch import Tensor
 from testbed.checkpoints.presets import FAMILIES
 from testbed.pretrain import autoencoder
 from testbed.pretrain.compute import Compute, use_threads
-from testbed.pretrain.data import Stream, drawn, floats, scenes_of
+from testbed.pretrain.data import SIDE, Stream, drawn, floats, scenes_of
 from testbed.pretrain.loop import kept
 from testbed.world.scene import Scene
 
@@ -51,6 +51,7 @@ def known(work: Path, count: int | None = None) -> Latents:
     use_threads(1)
     compute = Compute.find()
     codec = autoencoder.load(work).to(compute.device)
+    compute = compute.faster(lambda: codec.taesd_encoder(torch.rand(BATCH, 3, SIDE, SIDE, device=compute.device)))
     parts: list[Tensor] = []
 
     def encoded(start: int) -> Tensor:
@@ -59,7 +60,7 @@ def known(work: Path, count: int | None = None) -> Latents:
             values = [codec.taesd_encoder(floats(some).to(compute.device)) for some in pictures.split(BATCH)]
         return torch.cat(values).half().cpu()
 
-    folder = work / f"latents-{autoencoder.fingerprint(work)}"
+    folder = work / f"latents-{autoencoder.fingerprint(work, autoencoder.ENCODER)}"
     for start in range(0, count, PART):
         parts.append(kept(folder / f"{start:06}.safetensors", lambda at=start: {"latents": encoded(at)})["latents"])
         print(f"latents: {start + PART} of {count}", flush=True)

@@ -44,6 +44,8 @@ class Plan:
     #: them longer than one alone, at low priority for ever
     threads: int = 0
     save_seconds: float = 200
+    #: what this begins with is done where the rate begins to fall: it keeps its averages from there on
+    settled: str | None = None
     look_every: int = 500
 
     @property
@@ -89,6 +91,8 @@ def fit(
         if plan.decay and step == plan.plateau_end:
             state.save(step, samples)
             state.keep_plateau()
+        if plan.settled and (step == plan.plateau_end or step == first > plan.plateau_end):
+            state.settle(plan.settled)
         with compute.autocast():
             loss = loss_of(step, torch.Generator().manual_seed(step))
         losses.append(float(loss.detach()))
@@ -160,6 +164,14 @@ class State:
     def _copy(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)
+
+    @torch.no_grad()
+    def settle(self, prefix: str) -> None:
+        """Train some parameters no longer: they are what they were on average."""
+        for name, parameter in self.parameters.items():
+            if name.startswith(prefix):
+                parameter.copy_(self.averaged[name]).requires_grad_(False)
+                parameter.grad = None
 
     def save(self, step: int, samples: int) -> None:
         tensors = {f"ema/{name}": value for name, value in self.averaged.items()}

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from testbed import model_files
-from testbed.classifier import Classifier
+from testbed.classifier import Classifier, load_classifier
+from testbed.pretrain import classifier
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.data import Stream, drawn, pictures, scenes_of
 from testbed.pretrain.loop import PLATEAU, STATE, Plan, finished, fit, progress
@@ -56,6 +57,16 @@ def test_a_longer_plan_goes_on_before_the_rate_went_down(tmp_path) -> None:
     assert same(run(tmp_path / "twice", longer), run(tmp_path / "once", longer))
 
 
+def test_what_is_settled_keeps_its_averages_while_the_rate_falls(tmp_path) -> None:
+    plan = replace(PLAN, settled="bias", save_seconds=0)
+    whole = run(tmp_path / "whole", plan)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", plan, stop_at=6)
+    averages = finished(tmp_path / "parts")  # as they were where the rate began to fall
+    assert torch.equal(whole["bias"], averages["bias"]) and not torch.equal(whole["weight"], averages["weight"])
+    assert same(run(tmp_path / "parts", plan), whole)
+
+
 def test_the_rate_rises_stays_and_falls() -> None:
     rates = [PLAN.lr_at(step) for step in range(PLAN.steps)]
     assert rates[0] < rates[1] == PLAN.lr == rates[5] == rates[6] > rates[7] > rates[8] > 0
@@ -87,6 +98,14 @@ def test_weights_in_fewer_bits_come_back_exactly_as_they_were_stored(tmp_path, b
     assert loaded.keys() == tensors.keys() and torch.equal(loaded["coarse"], tensors["coarse"])
     model_files.save(path, loaded, {"coarse": bits})
     assert torch.equal(model_files.load(path)["coarse"], tensors["coarse"])
+
+
+def test_the_larger_classifier_begins_as_the_shipped_one_on_half_the_pixels() -> None:
+    begun, shipped = Classifier(classifier.FOLD), load_classifier()
+    classifier.begin(begun)
+    small = torch.rand(2, 3, 96, 96)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.allclose(begun(large).glyph, shipped(small).glyph, atol=1e-4)
 
 
 def test_the_classifier_takes_both_sizes() -> None:
