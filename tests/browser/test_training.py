@@ -169,6 +169,8 @@ def test_chinese(browser, server) -> None:
     ui.page.get_by_text("训练完成").first.wait_for()
     ui.page.get_by_text("学习率").first.wait_for()
     ui.shot("trained")
+    assert ui.help("SODATrain", "训练过程中") == [("SODATrain/zh.md", 200)]
+    ui.shot("help")
     ui.close()
     ui.check()
 

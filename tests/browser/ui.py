@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page, Response
 
 from testbed.paths import ROOT
 
@@ -56,7 +56,7 @@ class Ui:
         self.page.set_default_timeout(PATIENCE)
         self.page.on("console", lambda said: said.type == "error" and self._note(said.text, said.location.get("url")))
         self.page.on("pageerror", lambda error: self._note(str(error)))
-        self.page.on("requestfailed", lambda request: self._note(f"failed: {request.url}"))
+        self.page.on("requestfailed", lambda request: self._note(f"{request.failure}: {request.url}"))
         self.open()
 
     def _note(self, text: str, place: str | None = "") -> None:
@@ -91,6 +91,21 @@ class Ui:
         """The one node of that type."""
         self.page.evaluate(SHOW, kind)
         self.page.evaluate("(type) => app.canvas.selectNode(app.graph._nodes.find((n) => n.type === type))", kind)
+
+    def help(self, kind: str, heading: str) -> list[tuple[str, int]]:
+        """Open a node's help page as a user does, until that heading shows; what was asked for, and the answers."""
+        asked: list[tuple[str, int]] = []
+
+        def note(answer: Response) -> None:
+            if "/docs/SODA" in answer.url:
+                asked.append((answer.url.rsplit("/docs/", 1)[1], answer.status))
+
+        self.page.on("response", note)
+        self.select(kind)
+        self.page.get_by_test_id("info-button").click()
+        self.page.get_by_role("heading", name=heading).first.wait_for()
+        self.page.remove_listener("response", note)
+        return asked
 
     def wait(self, condition: str, argument: Any = None) -> None:
         """Until a JavaScript expression is true."""
