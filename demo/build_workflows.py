@@ -38,6 +38,7 @@ TITLES = {
     "train_style": "Train my style",
     "merge_subject_and_style": "Merge subject and style",
     "load_and_sample": "Use an adapter",
+    "save_merged_checkpoint": "Save as one checkpoint",
 }
 #: As ComfyUI's own templates name it.
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
@@ -247,6 +248,40 @@ def load_and_sample(object_info: dict[str, Any]) -> dict[str, Any]:
     return g.as_json()
 
 
+def save_merged_checkpoint(object_info: dict[str, Any]) -> dict[str, Any]:
+    """An adapter baked into its base model by the host's own node, and a picture to know it by."""
+    g = Graph("save_merged_checkpoint", object_info)
+    column = Column(g, 0, 340)
+    checkpoint = _checkpoint(column)
+    loader = column.add(
+        "SODALoadAdapter", colour=PURPLE, model=checkpoint["MODEL"], clip=checkpoint["CLIP"],
+        adapter_name=SUBJECT_FILE,
+    )  # fmt: skip
+    column.group("Adapter", GROUP_PURPLE)
+    column.add(
+        "CheckpointSave", colour=BLUE, model=loader["MODEL"], clip=loader["CLIP"], vae=checkpoint["VAE"],
+        filename_prefix="checkpoints/soda_merged",
+    )  # fmt: skip
+    column.group("Both as one", GROUP_PURPLE)
+
+    sampling = Column(g, column.next, 340)
+    prompt = _encode(sampling, loader["CLIP"], "a sks flower on a sunset background", "Prompt")
+    negative = _encode(sampling, checkpoint["CLIP"], NEGATIVE, "Negative prompt")
+    latent = _empty(sampling)
+    sampler = _sampler(sampling, loader["MODEL"], prompt, negative, latent)
+    sampling.group("A picture to compare with", GROUP_BLUE)
+
+    result = Column(g, sampling.next, 460)
+    picture = result.add("VAEDecode", samples=sampler[0], vae=checkpoint["VAE"])
+    save = result.add("SaveImage", body=500, images=picture[0], filename_prefix="soda/before_merging")
+    result.group("Result", GROUP_GREEN)
+    g.app_mode(
+        [(checkpoint, "ckpt_name"), (loader, "adapter_name"), (loader, "strength_model"), (prompt, "text")], [save]
+    )
+    _notes(g, notes.ONE_CHECKPOINT)
+    return g.as_json()
+
+
 def build_all(object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> workflow."""
     return {
@@ -259,6 +294,7 @@ def build_all(object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
         ),
         "merge_subject_and_style": merge_subject_and_style(object_info),
         "load_and_sample": load_and_sample(object_info),
+        "save_merged_checkpoint": save_merged_checkpoint(object_info),
     }  # fmt: skip
 
 

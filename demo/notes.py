@@ -165,3 +165,34 @@ The result is an ordinary MODEL: LoRAs, ControlNet and further adapters go behin
 输出就是普通的模型：后面可以接 LoRA、ControlNet 和其他适配器。""",
     ),
 ]
+
+ONE_CHECKPOINT = [
+    Note(
+        "Start here",
+        """## Base and adapter as one checkpoint
+
+For programs that know nothing of SODA, or to pass on a model.
+
+1. Choose the **base model**, the **adapter** (*Train my subject* makes the one that is chosen here) and its \
+**strength**.
+2. Press **Run**. ComfyUI's own *Save Checkpoint* writes the model with the adapter in its weights to \
+`output/checkpoints`; after `R` every *Load Checkpoint* lists it.
+3. Load it with the same prompt, seed and settings: it gives the **picture** that is made here.
+
+The file has the base's size, and the adapter cannot be taken out again. Smaller, but with losses: *Export SODA as \
+LoRA*.""",
+    ),
+    Note(
+        "从这里开始",
+        """## 底模和适配器合成一个大模型
+
+给不认识 SODA 的程序用，或者把模型发给别人时用。
+
+1. 选好**底模**、**适配器**（这里选的是 *Train my subject* 训练出来的那个）和**强度**。
+2. 点**运行**。ComfyUI 自带的“保存检查点”节点会把融入了适配器的模型写到 `output/checkpoints`；按 `R` 刷新后，\
+所有“加载检查点”节点里都能选到它。
+3. 用同样的提示词、种子和设置加载它，得到的就是这里生成的**图片**。
+
+文件和底模一样大，适配器也不能再拆出来。想要小一些、可以接受损失，就用 *Export SODA as LoRA*。""",
+    ),
+]

@@ -106,6 +106,11 @@ def write_thumbnails(trainings: Sequence[Training], samples: Samples) -> None:
         card.paste(_enlarged(first[column], 256), (24 + i * 296, 72))
     _sign(draw, (300, 200), "→")
     _save(card, "load_and_sample")
+    card, draw = _card()
+    for i in range(2):  # with the adapter, and of the merged checkpoint: the same
+        card.paste(_enlarged(first["subject"], 256), (24 + i * 296, 72))
+    _sign(draw, (300, 200), "=")
+    _save(card, "save_merged_checkpoint")
 
 
 def _card() -> tuple[Image.Image, ImageDraw.ImageDraw]:

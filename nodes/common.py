@@ -36,9 +36,7 @@ def filename_prefix(default: str) -> io.Input:
 _WIDGETS: dict[type, Any] = {str: io.String, bool: io.Boolean, int: io.Int, float: io.Float}
 
 
-def widget(
-    record: type, name: str, id: str | None = None, hidden: bool = False, offers: str = "", **host: Any
-) -> io.Input:
+def widget(record: type, name: str, hidden: bool = False, offers: str = "", **host: Any) -> io.Input:
     """The input for a field of a record of settings.
 
     Args:
@@ -56,9 +54,8 @@ def widget(
         "advanced": setting.advanced or None,
     }
     given = {key: value for key, value in limits.items() if value is not None} | host
-    return kind.Input(
-        id or name, default=default, tooltip=setting.help, extra_dict=_shown(record, setting, hidden, offers), **given
-    )
+    shown = _shown(record, setting, hidden, offers)
+    return kind.Input(name, default=default, tooltip=setting.help, extra_dict=shown, **given)
 
 
 def _shown(record: type, setting: Setting, hidden: bool, offers: str) -> dict[str, Any]:

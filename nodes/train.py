@@ -28,7 +28,6 @@ from .common import (
     saved_files,
     widget,
 )
-from .training_settings import INPUT_IDS
 
 _LIST_INPUTS = (
     "latents",
@@ -43,7 +42,7 @@ _LIST_INPUTS = (
 _REQUIRED = ("trigger_phrase", "steps", "batch_size", "rotation_lr", "shift_lr", "decomposition", "train", "layers")
 _OPTIONAL = (
     "layer_pattern", "factor_preset", "factor_count", "loss", "dco_beta", "min_snr_gamma", "prior_weight", "schedule",
-    "warmup_steps", "accumulation", "gradient_clip", "retraction", "seed", "dtype", "gradient_checkpointing",
+    "warmup_steps", "accumulation", "gradient_clip", "retraction", "seed", "training_dtype", "gradient_checkpointing",
     "save_every", "preview_every", "preview_steps", "shift_knots", "state_minutes", "continue_from",
 )  # fmt: skip
 
@@ -59,8 +58,7 @@ def _widgets(names: tuple[str, ...], **host: Any) -> list[io.Input]:
     }
     return [
         widget(
-            records[name], name, INPUT_IDS.get(name), settings_of(records[name])[name].advanced, advanced=None,
-            **own.get(name, {}), **host,
+            records[name], name, settings_of(records[name])[name].advanced, advanced=None, **own.get(name, {}), **host
         )
         for name in names
     ]  # fmt: skip
@@ -68,12 +66,11 @@ def _widgets(names: tuple[str, ...], **host: Any) -> list[io.Input]:
 
 def _given(own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
     """Values of the node itself and of SODA Training Settings; where the node's own is no default, it goes before."""
-    default = {INPUT_IDS.get(n, n): getattr(r, n) for r in (TrainSettings, RunOptions) for n in settings_of(r)}
+    default = {name: getattr(record, name) for record in (TrainSettings, RunOptions) for name in settings_of(record)}
     values = own | {name: value for name, value in shared.items() if own.get(name, default[name]) == default[name]}
     if both := sorted(name for name, value in shared.items() if values[name] != value):
         logging.warning("SODA: %s of Train SODA itself go before those of its settings", ", ".join(both))
-    fields = {id: name for name, id in INPUT_IDS.items()}
-    return {fields.get(name, name): value for name, value in values.items()}
+    return values
 
 
 class SodaTrain(io.ComfyNode):
@@ -164,7 +161,7 @@ class SodaTrain(io.ComfyNode):
         data = TrainingData(**{n: values.pop(n) for n in (*_LIST_INPUTS, "vae") if n in values})
         options = RunOptions(
             filename_prefix=values.pop("filename_prefix"),
-            graph=graph_metadata(cls.hidden),
+            notes=graph_metadata(cls.hidden),
             live=live,
             warn=notice(cls.hidden.unique_id),
             **{n: values.pop(n) for n in settings_of(RunOptions) if n in values},

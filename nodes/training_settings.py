@@ -13,9 +13,6 @@ from ..soda_core.training.setting import settings_of
 from ..soda_core.training.settings import TrainSettings
 from .common import CATEGORY, TrainingSettingsType, widget
 
-#: Where an input has another name than its field.
-INPUT_IDS = {"dtype": "training_dtype"}
-
 
 def _inputs() -> list[io.Input]:
     inputs = []
@@ -23,7 +20,7 @@ def _inputs() -> list[io.Input]:
         for name, setting in settings_of(record).items():
             if setting.advanced:
                 host = {"options": states.choices()} if name == "continue_from" else {}
-                inputs.append(widget(record, name, id=INPUT_IDS.get(name), advanced=None, **host))
+                inputs.append(widget(record, name, advanced=None, **host))
     return inputs
 
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from . import fileformat
+from .base_check import BaseReport
 from .base_weight import BaseWeight
 from .errors import BaseMismatchError
 from .layer import AdaptedLayer, StrengthMode
@@ -57,6 +58,29 @@ class SodaAdapter:
         layer = self.layers[name]
         layer.check_shape(name, weight.shape)
         return layer.adapt(weight, strength, mode)
+
+    def check_base(self, base: Callable[[str], BaseWeight | None]) -> BaseReport:
+        """How well the layers fit a base model; nothing is applied.
+
+        Args:
+            base: the weight of a layer by name; None of a layer that the model does not have.
+        Raises:
+            BaseMismatchError: a weight of another shape.
+        """
+        checks = {}
+        for name, layer in self.layers.items():
+            weight = base(name)
+            if weight is None:
+                continue
+            layer.check_shape(name, weight.shape)
+            if (check := layer.check_base(weight)) is not None:
+                checks[name] = check
+        return BaseReport(checks)
+
+    @property
+    def carries_base_check(self) -> bool:
+        """Whether it can tell its base from others: an imported adapter cannot."""
+        return any(term.sketches is not None for layer in self.layers.values() for _, term in layer.terms)
 
     @property
     def num_parameters(self) -> int:

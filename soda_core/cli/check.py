@@ -6,10 +6,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..base_check import BaseCheck, BaseReport
+from ..base_weight import BaseWeight
 from ..errors import BaseMismatchError
 from ..interop.checkpoint import CheckpointWeights
-from ..report.base_check import refusal, summary, table
+from ..report.base_check import refusal, summary, table, unchecked
 from .common import Answer, Command, load, progress
 
 
@@ -21,29 +21,30 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Answer:
     adapter, base = load(arguments.adapter), CheckpointWeights(arguments.base)
     show = progress(arguments, "check")
-    checks: dict[str, BaseCheck] = {}
-    found = [name for name in adapter.layers if name in base]
-    if not found:
+    if not any(name in base for name in adapter.layers):
         raise BaseMismatchError(
             f"no layer of {adapter.title} is in {arguments.base.name}; it was trained on {adapter.trained_on}"
         )
-    for done, name in enumerate(found):
-        show(done, len(found))
-        weight = base[name]
-        adapter.layers[name].check_shape(name, weight.shape)
-        if (check := adapter.layers[name].check_base(weight)) is not None:
-            checks[name] = check
-    show(len(found), len(found))
-    report = BaseReport(checks)
+    places = {name: done for done, name in enumerate(adapter.layers)}
+
+    def weight(name: str) -> BaseWeight | None:
+        show(places[name], len(places))
+        return base.get(name)
+
+    report = adapter.check_base(weight)
+    show(len(places), len(places))
     if report.refused:
         raise BaseMismatchError(refusal(report, adapter))
-    missing = len(adapter.layers) - len(found)
-    lines = [summary(report), *([f"{missing} layers are not in this file"] if missing else []), "", table(report)]
+    missing = [name for name in adapter.layers if name not in base]
+    lines = [summary(report) if adapter.carries_base_check else f"{adapter.title}: {unchecked(adapter)}"]
+    lines += [f"{len(missing)} layers are not in this file"] if missing else []
+    lines += ["", table(report)] if report.layers else []
     data = {
         "spectral_error": report.spectral_error,
         "base_distance": report.base_distance,
-        "layers": {name: [check.spectral_error, check.base_distance] for name, check in checks.items()},
-        "missing": [name for name in adapter.layers if name not in base],
+        "layers": {name: [check.spectral_error, check.base_distance] for name, check in report.layers.items()},
+        "missing": missing,
+        "checked": adapter.carries_base_check,
     }
     return Answer("\n".join(lines), data)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
+from ..training.setting import settings_of
 
 EXTENSION = ".safetensors"
 
@@ -23,6 +24,8 @@ class Answer:
 
     text: str
     data: dict[str, Any]
+    code: int = 0  #: exit code
+    silent: bool = False  #: another process answers
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,24 @@ class Command:
 def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write (.safetensors)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file of that name")
+
+
+def add_setting(parser: Any, record: type, name: str) -> None:
+    """A flag for a field of a record of settings; :func:`given` says which of them the user gave.
+
+    Args:
+        parser: or a group of one.
+    """
+    setting, default = settings_of(record)[name], getattr(record, name)
+    shown = f" (default: {default})" if default not in ("", None) and "default" not in setting.help else ""
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": (setting.help + shown).replace("%", "%%")}
+    if isinstance(default, bool):
+        options["action"] = argparse.BooleanOptionalAction
+    elif setting.choices:
+        options["choices"] = setting.choices
+    else:
+        options |= {"type": type(default), "metavar": "TEXT" if isinstance(default, str) else "X"}
+    parser.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
 def output_path(arguments: argparse.Namespace) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from ..interop.checkpoint import CheckpointWeights
 from ..interop.lora import export
 from ..interop.lora_settings import LoraSettings, Size
 from ..training.setting import settings_of
-from .common import Answer, Command, add_output, given, load, output_path, progress
+from .common import Answer, Command, add_output, add_setting, given, load, output_path, progress
 
 _SIZES = get_args(Size)
 
@@ -21,16 +21,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", type=Path, help="checkpoint of the base model (safetensors, as ComfyUI loads it)")
     add_output(parser)
     sizes = parser.add_mutually_exclusive_group()
-    for name, setting in settings_of(LoraSettings).items():
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": setting.help.replace("%", "%%")}
-        default = getattr(LoraSettings, name)
-        flag = f"--{name.replace('_', '-')}"
+    for name in settings_of(LoraSettings):
         if name == "by":
             sizes.add_argument("--exact", action="store_true", help="everything, as full differences")
-        elif setting.choices:
-            parser.add_argument(flag, choices=setting.choices, **options)
         else:
-            (sizes if name in _SIZES else parser).add_argument(flag, type=type(default), metavar="X", **options)
+            add_setting(sizes if name in _SIZES else parser, LoraSettings, name)
     parser.add_argument("--ignore-base-check", action="store_true", help="export also what does not fit this base")
 
 

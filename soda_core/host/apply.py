@@ -22,7 +22,7 @@ from ..delta_cache import DeltaCache
 from ..errors import BaseMismatchError, SodaError
 from ..layer import AdaptedLayer, StrengthMode, check_strength
 from ..merge import WeightLookup
-from ..report.base_check import refusal, summary
+from ..report.base_check import refusal, summary, unchecked
 from . import base
 from .progress import ProgressBar
 
@@ -70,6 +70,8 @@ def apply_adapter(
         logging.warning("SODA: %s was trained on %s; %s", adapter.label, adapter.trained_on, summary(report))
     elif checks:
         logging.info("SODA: %s", summary(report))
+    elif not adapter.carries_base_check:
+        logging.warning("SODA: %s: %s", adapter.label, unchecked(adapter))
     for clone, patches, strength in results:
         if not patches:
             continue
@@ -151,10 +153,4 @@ def weight_lookup(model: Any, *adapters: SodaAdapter) -> WeightLookup:
 @torch.no_grad()
 def check_base(model: Any, adapter: SodaAdapter) -> BaseReport:
     """The base check of every layer the model has, without applying anything."""
-    look_up = weight_lookup(model, adapter)
-    checks = {}
-    for name, layer in adapter.layers.items():
-        weight = look_up(name)
-        if weight is not None and (check := layer.check_base(weight)) is not None:
-            checks[name] = check
-    return BaseReport(checks)
+    return adapter.check_base(weight_lookup(model, adapter))

@@ -26,7 +26,7 @@ from ..base_check import BaseReport
 from ..base_weight import BaseWeight
 from ..errors import BaseMismatchError, SettingsError
 from ..layer import StrengthMode
-from ..report.base_check import refusal, summary
+from ..report.base_check import refusal, summary, unchecked
 from ..spectrum_store import SpectrumStore
 from .layer_map import LayerMap, Part, family, joined, separated
 
@@ -84,6 +84,8 @@ def load(
         raise BaseMismatchError(refusal(report, soda))
     if report.doubtful:
         _log.warning("SODA: %s was trained on %s; %s", soda.label, soda.trained_on, summary(report))
+    elif not soda.carries_base_check:
+        _log.warning("SODA: %s: %s", soda.label, unchecked(soda))
     weights.add(model, name, changes)
     model.soda_adapters = weights  # with the model, and with its copies
     return report

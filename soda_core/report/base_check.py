@@ -21,6 +21,14 @@ def summary(report: BaseReport) -> str:
     return text
 
 
+def unchecked(adapter: SodaAdapter) -> str:
+    """Of an adapter that carries no base check: what that means."""
+    return (
+        f"its file carries no base check, so nothing tells a wrong base model: it was trained on {adapter.trained_on}; "
+        "look at pictures with and without it"
+    )
+
+
 def table(report: BaseReport) -> str:
     """A line per layer, worst first."""
     lines = [f"{'spectral':>9}  {'base':>9}  layer"]

@@ -74,6 +74,7 @@ def metadata_text(adapter: SodaAdapter) -> str:
         "layers": len(adapter.layers),
         "parameters": adapter.num_parameters,
         "hash_sha256": adapter.identity(),
+        "base_check": adapter.carries_base_check,
         "carries_graph": [k for k in GRAPH_KEYS if k in adapter.metadata],
     }
     return json.dumps({**summary, **said}, indent=2, ensure_ascii=False, sort_keys=True)

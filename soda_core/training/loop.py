@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from .ranks import ALONE, Ranks
 from .settings import TrainSettings
 
 #: Growth of the smoothed denoising loss over the first steps' largest at which a run counts as diverged.
@@ -96,10 +97,12 @@ class TrainingLoop:
 
     Args:
         progress: of a run that starts; filled in as it goes on.
+        ranks: the processes that share every batch; all take the same steps.
     """
 
-    def __init__(self, trainable: Trainable, settings: TrainSettings, progress: Progress) -> None:
-        self.trainable, self.settings, self.progress = trainable, settings, progress
+    def __init__(self, trainable: Trainable, settings: TrainSettings, progress: Progress, ranks: Ranks = ALONE) -> None:
+        ranks.check(settings.batch_size)
+        self.trainable, self.settings, self.progress, self.ranks = trainable, settings, progress, ranks
         self._optimizers = trainable.optimizers()
         self._base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
         self._parameters = [p for p in trainable.parameters() if p.requires_grad]
@@ -111,7 +114,8 @@ class TrainingLoop:
         """Take the steps that are left.
 
         Args:
-            batch_loss: draws a micro-batch with the given generator and returns its losses, attached to the graph.
+            batch_loss: draws a micro-batch with the given generator and returns its losses, attached to the graph;
+                of several processes each returns its part, and the parts add up.
             on_step: called after every step; may raise (a cancel), which leaves the parameters usable.
             finish: asked after every step; True: it was the last one.
         Raises:
@@ -141,6 +145,7 @@ class TrainingLoop:
             if losses.objective.requires_grad:
                 (losses.objective / settings.accumulation).backward()
             total += float(losses.denoising) / settings.accumulation
+        total = self._of_all(total)
         if step == 0:
             _check_reached(self.trainable)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, settings.gradient_clip or math.inf))
@@ -160,6 +165,16 @@ class TrainingLoop:
         self.progress.losses.append(total)
         self.progress.learning_rates.append(factor)
         self._whole = True
+
+    def _of_all(self, loss: float) -> float:
+        """Add up gradients, and the loss, over all processes."""
+        if self.ranks.count == 1:
+            return loss
+        for p in self._parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        total = torch.tensor([loss])
+        self.ranks.add([*(p.grad for p in self._parameters if p.grad is not None), total])
+        return float(total)
 
     def _go_back(self, step: int) -> None:
         self._whole = False

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
 from soda_core import SodaAdapter, merge
-from soda_core.cli import COMMANDS, main
+from soda_core.cli import COMMANDS, main, parser
 from soda_core.interop.lora_settings import LoraSettings
 
 from .conftest import random_layer
@@ -97,10 +101,6 @@ def test_merge_is_the_function_with_its_defaults(folder, capsys) -> None:
     ],
 )  # fmt: skip
 def test_export_takes_the_settings_of_the_node(folder, capsys, flags, settings) -> None:
-    import dataclasses
-
-    import safetensors
-
     code, text, errors = soda(capsys, "export", "fox.safetensors", "base.safetensors", "-o", "lora.safetensors", *flags)
     assert code == 0 and not errors and "lora.safetensors" in text and "leaves out" in text
     with safetensors.safe_open("lora.safetensors", framework="pt") as file:
@@ -154,6 +154,14 @@ def test_import(folder, capsys, monkeypatch) -> None:
         (("export", "lora.safetensors", "base.safetensors", "-o", "x.safetensors"), "looks like a LoRA file"),
         (("merge", "fox.safetensors", "lora.safetensors", "-o", "x.safetensors"), "looks like a LoRA file"),
         (("import", "text.safetensors", "-o", "x.safetensors", "--decomposition", "svd"), "text.safetensors: "),
+        (
+            ("import", "evil.pt", "-o", "x.safetensors", "--decomposition", "svd"),
+            "evil.pt: is refused, because",
+        ),
+        (("check", "fox.safetensors", "narrow.safetensors"), "attn1.to_q"),
+        (("export", "fox.safetensors", "narrow.safetensors", "-o", "x.safetensors"), "attn1.to_q"),
+        (("export", "fox.safetensors", "other.safetensors", "-o", "x.safetensors"), "does not fit this base model"),
+        (("info", "surplus.safetensors"), "holds 1 tensors its metadata does not list, the first is 'x.surplus'"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_writes_nothing(folder, capsys, arguments, message) -> None:
@@ -163,6 +171,14 @@ def test_what_cannot_be_used_is_one_line_and_writes_nothing(folder, capsys, argu
     save_file({f"model.diffusion_model.a.{name}": value for name, value in quantised.items()}, "quantised.safetensors")
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2, 2)}, "elsewhere.safetensors")
     Path("text.safetensors").write_text("hello")
+    torch.save({"unet": print}, "evil.pt")
+    base = load_file("base.safetensors")
+    for name, change in (("narrow", lambda W: W[:, :-2].contiguous()), ("other", torch.randn_like)):
+        changed = {key: change(W) if "attn" in key else W for key, W in base.items()}
+        save_file(changed, f"{name}.safetensors")
+    with safetensors.safe_open("fox.safetensors", framework="pt") as file:
+        surplus, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({**surplus, "x.surplus": torch.zeros(1)}, "surplus.safetensors", metadata)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     code, text, errors = soda(capsys, *arguments)
     assert code == 1 and not text
@@ -186,6 +202,56 @@ def test_progress_is_shown_on_a_terminal_alone_and_leaves_nothing(folder, capsys
         assert soda(capsys, *arguments, "--quiet", *(["--overwrite"] if "-o" in command else []))[1:] == (text, "")
 
 
+COMPLETE = """
+source /dev/stdin
+COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); _soda
+printf '%s\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ('soda ""', ["train", "info", "check", "merge", "export", "import", "completion"]),
+        ("soda me", ["merge"]),
+        ("soda export a.safetensors --nam", ["--naming"]),
+        ("soda export a.safetensors --naming k", ["kohya"]),
+        ("soda train --gradient-c", ["--gradient-checkpointing", "--gradient-clip"]),
+        ('soda train --train ""', ["rotation\\ +\\ shift", "rotation\\ only", "shift\\ only"]),
+        ("soda info fo", ["fox.safetensors"]),
+    ],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_shell_completes_commands_flags_choices_and_files(folder, capsys, shell, typed, offered) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here; the script is the same but for its first line")
+    code, script, _ = soda(capsys, "completion", shell)
+    assert code == 0
+    done = subprocess.run(
+        [shell, "-c", COMPLETE.format(words=typed)], input=script, capture_output=True, text=True, check=False
+    )
+    assert not done.stderr and sorted(done.stdout.split("\n")[:-1]) == sorted(offered)
+
+
+def test_an_imported_adapter_says_that_nothing_tells_a_wrong_base(folder, capsys) -> None:
+    adapter = SodaAdapter.load("fox.safetensors")
+    bare = {name: dataclasses.replace(layer, sketches=None) for name, layer in adapter.layers.items()}
+    SodaAdapter(bare, adapter.metadata).save("bare.safetensors")
+    text = soda(capsys, "info", "bare.safetensors")[1]
+    assert "base check: none; its file carries no base check, so nothing tells a wrong base model" in text
+    assert "no base check" not in soda(capsys, "info", "fox.safetensors")[1]
+    code, text, _ = soda(capsys, "check", "bare.safetensors", "base.safetensors")
+    assert code == 0 and "fox: its file carries no base check" in text and "off by" not in text
+    assert json.loads(soda(capsys, "check", "bare.safetensors", "base.safetensors", "--json")[1])["checked"] is False
+
+
+def test_only_what_was_trained_has_settings_to_train_with(folder, capsys) -> None:
+    for name, message in (("fox", "imported or made elsewhere"), ("both", "was merged")):
+        soda(capsys, "merge", "fox.safetensors", "ink.safetensors", "-o", "both.safetensors")
+        code, text, errors = soda(capsys, "info", f"{name}.safetensors", "--settings")
+        assert code == 1 and not text and message in errors and errors.count("\n") == 1
+
+
 def test_every_command_explains_itself(capsys) -> None:
     for command in COMMANDS:
         with pytest.raises(SystemExit) as stopped:
@@ -193,6 +259,8 @@ def test_every_command_explains_itself(capsys) -> None:
         text = capsys.readouterr().out
         assert stopped.value.code == 0 and "examples:" in text and f"soda {command.examples[0]}" in text
         assert "--json" in text
+        for example in command.examples:  # every one is of arguments that there are
+            parser().parse_args(shlex.split(example.partition(" > ")[0].partition(" >> ")[0]))
     for wrong in ([], ["frobnicate"], ["info"], ["export", "a", "b", "-o", "c", "--rank", "1", "--exact"]):
         with pytest.raises(SystemExit) as stopped:
             main(wrong)

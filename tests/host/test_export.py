@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .conftest import make_family
+from .conftest import FLUX, make_family
 from .test_apply import live_weights
 
 pytestmark = pytest.mark.host
@@ -32,6 +32,12 @@ def export(host, family, prefix: str, clip=None, **settings):
 def test_the_stock_loader_makes_the_weights_that_the_report_says(host, family, naming, caplog) -> None:
     report, name = export(host, family, f"t/{family.preset}-{naming}", naming=naming)
     assert 0 < report.error < 1 and not report.missing
+    check_against_report(family, report, name)
+    assert not [r.message for r in caplog.records if "not loaded" in r.message]
+
+
+def check_against_report(family, report, name: str) -> None:
+    """The weights that Load LoRA makes are off from the adapter's by what the report says."""
     base = live_weights(family.model, family.adapter)
     for strength in (1.0, 0.5):
         loaded, _ = load_lora(family.model, name, strength)
@@ -42,6 +48,17 @@ def test_the_stock_loader_makes_the_weights_that_the_report_says(host, family, n
             said = report.layers[layer]
             assert float((change - delta).norm()) == pytest.approx(said.left_out, rel=1e-3, abs=1e-4 * said.norm), layer
             assert said.rank == 0 or (change - delta).norm() < 0.999 * delta.norm(), layer
+
+
+@pytest.mark.parametrize("naming", ["comfy", "kohya", "diffusers"])
+def test_flux_goes_through_the_stock_loader(host, naming, caplog) -> None:
+    """Its fused projections too, which diffusers' names have in parts."""
+    pattern = {"layers": "pattern", "layer_pattern": "*attn.qkv, *attn.proj, *_mlp.0, *linear1, *linear2"}
+    family = make_family(host, next(iter(FLUX)), decomposition="qr", **pattern)
+    assert len(family.adapter.layers) == 8
+    report, name = export(host, family, f"t/flux-{naming}", naming=naming, by="error", error=0.3)
+    assert 0.1 < report.error <= 0.3 and not report.missing
+    check_against_report(family, report, name)
     assert not [r.message for r in caplog.records if "not loaded" in r.message]
 
 

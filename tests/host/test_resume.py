@@ -210,5 +210,5 @@ def test_metadata_that_no_file_can_hold_is_found_out_before_the_first_step(host,
     """Wherever it comes from: the adapter itself is written and taken away again."""
     stepped = []
     with pytest.raises(ValueError, match="workflow holds half a character"):
-        train(host, model, graph={"workflow": "fox\udc80"}, on_step=stepped.append)
+        train(host, model, notes={"workflow": "fox\udc80"}, on_step=stepped.append)
     assert not stepped

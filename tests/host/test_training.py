@@ -132,7 +132,7 @@ def test_cancel_and_errors_leave_no_trace_and_keep_the_work(host, model, monkeyp
 @pytest.mark.parametrize("decomposition", ["svd", "qr"])
 def test_bfloat16_learns_the_same_and_its_files_pass_the_base_check(host, model, decomposition) -> None:
     def trained(dtype):
-        options = host.core("host.training").RunOptions(filename_prefix="t/run", dtype=dtype)
+        options = host.core("host.training").RunOptions(filename_prefix="t/run", training_dtype=dtype)
         return train(host, model, options=options, decomposition=decomposition, steps=2)
 
     exact, half = trained("fp32"), trained("bf16")

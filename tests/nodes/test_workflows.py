@@ -16,6 +16,7 @@ from demo.build_pictures import FOLDERS, PICTURES, write
 from demo.build_workflows import CHECKPOINT, TITLES, build_all, workflow_file
 from demo.graph import HEADER, natural_height
 from demo.run import for_demo, node, set_inputs
+from testbed.checkpoints import BASE_NAME
 from testbed.paths import ROOT
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
@@ -134,6 +135,7 @@ def test_all_workflows_run_in_the_order_a_user_takes_them(server) -> None:
     for kind in ("subject", "style"):
         before = set(server.soda.rglob("*.safetensors"))
         prompt = prompt_of(server, f"train_{kind}")
+        set_inputs(prompt, "SODATrain", rotation_lr=1e-2, shift_lr=1e-2)  # enough to be seen after three steps
         entry = server.queue(prompt)
         made += [p.relative_to(server.soda).as_posix() for p in set(server.soda.rglob("*.safetensors")) - before]
         assert entry["outputs"][node(prompt, "SODATrain")]["soda_saved"]
@@ -147,6 +149,38 @@ def test_all_workflows_run_in_the_order_a_user_takes_them(server) -> None:
     prompt = prompt_of(server, "load_and_sample")
     set_inputs(prompt, "SODALoadAdapter", adapter_name=made[0])
     assert server.images(server.queue(prompt))
+    prompt = prompt_of(server, "save_merged_checkpoint")
+    set_inputs(prompt, "SODALoadAdapter", adapter_name=made[0])
+    (patched,) = server.images(server.queue(prompt))
+    server.object_info(refresh=True)
+    (merged,) = server.images(server.queue(without_the_adapter(prompt, "soda_merged_00001_.safetensors")))
+    (base,) = server.images(server.queue(without_the_adapter(prompt, BASE_NAME)))
+    assert difference(patched, merged) <= 1 < difference(patched, base), "the file holds what was patched"
+
+
+def without_the_adapter(prompt: dict, checkpoint: str) -> dict:
+    """The sampling of a prompt alone, with the model of a checkpoint."""
+    load, adapter = node(prompt, "CheckpointLoaderSimple"), node(prompt, "SODALoadAdapter")
+    gone = ("CheckpointSave", "SODALoadAdapter")
+    left = {key: entry for key, entry in prompt.items() if entry["class_type"] not in gone}
+    left = json.loads(json.dumps(left).replace(f'["{adapter}", ', f'["{load}", '))
+    left[load]["inputs"]["ckpt_name"] = checkpoint
+    return left
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """Largest, in steps of 1 / 255."""
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
+
+
+def test_the_script_of_the_documentation_says_the_name_of_the_file(server, tmp_path, monkeypatch, capsys) -> None:
+    text = (ROOT / "docs" / "headless.md").read_text("utf-8")
+    (script,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    (tmp_path / "train_subject_api.json").write_text(json.dumps(prompt_of(server, "train_subject")), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(script.replace("http://127.0.0.1:8188", server.url), {})  # noqa: S102  (our own documentation)
+    name = capsys.readouterr().out.strip()
+    assert re.fullmatch(r"fox_\d{5}_\.safetensors", name) and (server.soda / name).is_file()
 
 
 def around(title: str, picture: str) -> dict:

@@ -17,7 +17,7 @@ from .session import TrainingSession
 
 
 def describe(
-    session: TrainingSession, pictures: Buckets, filename_prefix: str, trigger_phrase: str, graph: Mapping[str, str]
+    session: TrainingSession, pictures: Buckets, filename_prefix: str, trigger_phrase: str, notes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything but the number of steps; see :class:`...adapter.SodaAdapter`. Reads the checkpoint's file once."""
     heights = {tuple(g[0].latent.shape[-2:]) for g in pictures.groups}
@@ -36,5 +36,5 @@ def describe(
             "torch": torch.__version__,
             "comfyui": comfyui_version.__version__,
         },
-        **graph,
+        **notes,
     }

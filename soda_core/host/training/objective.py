@@ -14,6 +14,7 @@ from torch import Tensor
 from ...errors import SodaError, TrainingError
 from ...training import losses
 from ...training.loop import Losses, Trainable
+from ...training.ranks import ALONE, Ranks
 from .. import base
 from ..versions import is_out_of_memory
 from .dataset import Buckets, Example, Examples
@@ -35,26 +36,34 @@ class Objective:
 
     Args:
         trainable: what is trained in the model; for ``dco`` it can be disabled.
+        ranks: of every batch this process computes its share.
     """
 
-    def __init__(self, session: TrainingSession, trainable: Trainable, examples: Examples) -> None:
-        self.session, self.trainable, self.examples = session, trainable, examples
+    def __init__(
+        self, session: TrainingSession, trainable: Trainable, examples: Examples, ranks: Ranks = ALONE
+    ) -> None:
+        self.session, self.trainable, self.examples, self.ranks = session, trainable, examples, ranks
         self.settings = session.settings
 
     def batch_loss(self, generator: torch.Generator) -> Losses:
-        """Of a batch that the generator decides; see :func:`...training.loop.train`."""
+        """Of a batch that the generator decides; of several processes, this one's part of its losses."""
         drawn = self.draw(self.examples.pictures, generator)
         prior = self.examples.class_pictures
-        return self.losses(drawn, None if prior is None else self.draw(prior, generator))
+        losses = self.losses(drawn, None if prior is None else self.draw(prior, generator))
+        part = len(drawn.batch) / self.settings.batch_size
+        return Losses(part * losses.objective, part * losses.denoising)
 
     def draw(self, pictures: Buckets, generator: torch.Generator) -> Drawn:
-        return self._noised(pictures.draw(self.settings.batch_size, generator), generator)
+        """A batch, and of it this process's share: random numbers are those of the whole batch."""
+        size = self.settings.batch_size
+        return self._noised(pictures.draw(size, generator), generator, self.ranks.share(size))
 
     def largest(self) -> tuple[Drawn, Drawn | None]:
         """A batch of the largest pictures, and of the largest class pictures: what takes most memory."""
 
         def drawn(pictures: Buckets) -> Drawn:
-            return self._noised(pictures.largest(self.settings.batch_size), torch.Generator())
+            share = range(len(self.ranks.share(self.settings.batch_size)))
+            return self._noised(pictures.largest(len(share)), torch.Generator(), share)
 
         prior = self.examples.class_pictures
         return drawn(self.examples.pictures), None if prior is None else drawn(prior)
@@ -73,7 +82,7 @@ class Objective:
         """``count`` single pictures, spread over all, at noise levels spread over the schedule."""
         pictures = [example for group in self.examples.pictures.groups for example in group]
         shares = (torch.arange(count) + 0.5) / count
-        drawn = [self._noised([pictures[i * len(pictures) // count]], generator) for i in range(count)]
+        drawn = [self._noised([pictures[i * len(pictures) // count]], generator, range(1)) for i in range(count)]
         sigmas = sigmas_at(self._sampling, shares, self.session.device)
         return [dataclasses.replace(one, sigma=sigma[None]) for one, sigma in zip(drawn, sigmas, strict=True)]
 
@@ -89,7 +98,7 @@ class Objective:
             TrainingError: the model does not take what it is given.
         """
         (example,) = self.examples.pictures.largest(1)
-        drawn = self._noised([example], torch.Generator().manual_seed(0))
+        drawn = self._noised([example], torch.Generator().manual_seed(0), range(1))
         try:
             with torch.no_grad(), self.trainable.disabled():
                 return self.session.denoise(drawn.noise, drawn.sigma, [example.conds])
@@ -108,10 +117,13 @@ class Objective:
     def _sampling(self) -> Any:
         return self.session.model.model_sampling  # another one once the model is loaded, where a node has set it
 
-    def _noised(self, batch: list[Example], generator: torch.Generator) -> Drawn:
-        shape = (len(batch), *batch[0].latent.shape[1:])
-        noise = torch.randn(shape, generator=generator).to(self.session.device)
-        return Drawn(batch, noise, draw_sigmas(self._sampling, len(batch), generator, self.session.device))
+    def _noised(self, batch: list[Example], generator: torch.Generator, share: range) -> Drawn:
+        """Of a batch the examples of a share, with their random numbers."""
+        device = self.session.device
+        noise = torch.randn((len(batch), *batch[0].latent.shape[1:]), generator=generator)
+        sigma = draw_sigmas(self._sampling, len(batch), generator, device)
+        mine = slice(share.start, share.stop, share.step)
+        return Drawn(batch[mine], noise[mine].to(device), sigma[mine])
 
     def _denoising(self, drawn: Drawn, kind: str) -> tuple[Tensor, Tensor]:
         """Plain denoising loss (detached) and objective of one batch, both scalars."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A training from the graph: a MODEL and pictures in, a saved adapter out."""
+"""A training, from the graph or a command: a MODEL and pictures in, a saved adapter out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management as mm
@@ -57,7 +58,7 @@ class TrainingResult:
 
 
 def train_in_graph(patcher: Any, data: TrainingData, settings: TrainSettings, options: RunOptions) -> TrainingResult:
-    """Train an adapter for ``patcher``'s model and save it.
+    """Train an adapter for ``patcher``'s model and save it; of several processes the first alone writes.
 
     The input model, the host's flags and the global random state are as found afterwards, also after an error or a
     cancel; then the adapter so far is saved as ``<prefix>-interrupted``, and the run can be continued.
@@ -66,9 +67,9 @@ def train_in_graph(patcher: Any, data: TrainingData, settings: TrainSettings, op
         SettingsError, TrainingError: with what to change. Cancel raises the host's own exception.
     """
     with options.live:
-        folders.check_writable(options.filename_prefix, _suffixes(settings, options))
+        options.ranks.of_first(lambda: folders.check_writable(options.filename_prefix, _suffixes(settings, options)))
         with (
-            TrainingSession.open(patcher, settings, options.dtype, options.gradient_checkpointing) as session,
+            TrainingSession.open(patcher, settings, options.training_dtype, options.gradient_checkpointing) as session,
             _told(),
         ):
             return Run(session, data, options).train()
@@ -83,38 +84,37 @@ class Run:
     """
 
     def __init__(self, session: TrainingSession, data: TrainingData, options: RunOptions) -> None:
-        self.session, self.data, self.options = session, data, options
+        self.session, self.data, self.options, self.ranks = session, data, options, options.ranks
         self.settings = session.settings
-        self.start = Start.chosen(options)
+        self.ranks.check(self.settings.batch_size)
+        self.start = self.ranks.of_first(lambda: Start.chosen(options))
         self.examples = Examples.of(data, session.model, session.device)
         self.conditions = {
             "training_dtype": session.dtype,
             "base model": session.fingerprint(),
             **self.examples.fingerprints(),
         }
+        self._check_same()
         if self.start.state is not None:
-            self.start.state.check(self.settings, self.conditions)
-        self.metadata = (
-            metadata.describe(
-                session, self.examples.pictures, options.filename_prefix, options.trigger_phrase, options.graph
-            )
-            | self.start.origin()
-        )
+            self.ranks.of_first(partial(self.start.state.check, self.settings, self.conditions))
+        self.metadata = self.ranks.of_first(self._describe) | self.start.origin()
         self.trainable = self._trainable()
         self.progress = Progress()
         self._last_preview: Image.Image | None = None
-        self.loop = TrainingLoop(self.trainable, self.settings, self.progress)
-        self.objective = Objective(session, self.trainable, self.examples)
+        self.loop = TrainingLoop(self.trainable, self.settings, self.progress, self.ranks)
+        self.objective = Objective(session, self.trainable, self.examples, self.ranks)
         self._load()
         session.attach(self.trainable)
         self.prediction = self.objective.base_prediction().float().cpu()
         if self.start.state is not None:
             self._resume(self.start.state)
         self._announce()
-        for notice in notices(data, self.settings):
+        for notice in notices(data, self.settings) if self.ranks.first else ():
             logging.warning("SODA: %s", notice.text)
             options.warn(notice)
-        folders.check_writable(options.filename_prefix, _suffixes(self.settings, options), self.adapter())
+        self.ranks.of_first(
+            lambda: folders.check_writable(options.filename_prefix, _suffixes(self.settings, options), self.adapter())
+        )
 
     def train(self) -> TrainingResult:
         """All steps; whatever ends them, what was trained is saved."""
@@ -133,6 +133,8 @@ class Run:
 
     def _finish(self) -> TrainingResult:
         adapter = self.adapter()
+        if not self.ranks.first:
+            return TrainingResult(adapter, self.progress.losses, self.progress.learning_rates, "")
         try:
             kept = folders.keep_adapter(adapter, self.options.filename_prefix, self._picture())
             adapter = folders.titled(adapter, kept.name)
@@ -167,6 +169,20 @@ class Run:
         largest = self.objective.largest()
         return needs(self.trainable, lambda: self.objective.losses(*largest))
 
+    def _describe(self) -> dict[str, Any]:
+        options = self.options
+        return metadata.describe(
+            self.session, self.examples.pictures, options.filename_prefix, options.trigger_phrase, options.notes
+        )
+
+    def _check_same(self) -> None:
+        """Raise unless all processes train the same. (Devices may round latents differently.)"""
+        shapes = [tuple(group[0].latent.shape) for group in self.examples.pictures.groups]
+        self.ranks.check_same({
+            "the base model": self.conditions["base model"], "the settings": self.settings.as_metadata(),
+            "the number of pictures": len(self.examples.pictures), "their sizes as latents": shapes,
+        })  # fmt: skip
+
     def _trainable(self) -> TrainableAdapter:
         session, adapter = self.session, self.start.adapter
         arguments = session.shapes, self.settings, session.spectra(self.options.live.note), session.device
@@ -196,7 +212,7 @@ class Run:
         return self.start.file.write(RunState(self.settings, self.conditions, tensors, self.start.origin()))
 
     def _load(self) -> None:
-        self.session.load(self.examples.batch_shape(self.settings.batch_size))
+        self.session.load(self.examples.batch_shape(len(self.ranks.share(self.settings.batch_size))))
 
     def _announce(self) -> None:
         """Say how much is trained and what memory it takes, before the first step."""
@@ -224,6 +240,14 @@ class Run:
         step, options = progress.step, self.options
         self._report.step(progress)
         options.live.step(progress)
+        if self.ranks.first:
+            self._write(step)
+        options.on_step(progress)
+        self._report.bar.show(step)
+
+    def _write(self, step: int) -> None:
+        """What is due after a step."""
+        options = self.options
         if self.start.file.due():
             self._keep_state()
         if options.save_every and step % options.save_every == 0 and step < self.settings.steps:
@@ -233,11 +257,11 @@ class Run:
                 logging.warning("SODA: step %d is not saved: %s", step, error)
         if options.preview_every and step % options.preview_every == 0:
             self._preview()
-        options.on_step(progress)
-        self._report.bar.show(step)
 
     def _preview(self) -> None:
         """A picture of each prompt, on the node and in the output folder."""
+        if not self.ranks.first:
+            return
         options, step = self.options, self.progress.step
         like = self.examples.pictures.groups[0][0].latent
         self.trainable.begin_step()
@@ -257,7 +281,7 @@ class Run:
     def _rescue(self) -> str:
         """Save the state and the adapter so far; says where, to end an error with."""
         step = self.progress.step
-        if not step:
+        if not step or not self.ranks.first:
             return ""
         try:
             goes_on = self._keep_state()

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
@@ -20,6 +20,7 @@ from ...base_weight import BaseWeight
 from ...errors import SettingsError
 from ...spectral import Spectrum, basis_numbers
 from ...targets import select
+from ...training.options import TrainingDtype
 from ...training.settings import TrainSettings
 from ...training.trainable import TrainableAdapter
 from .. import base
@@ -31,8 +32,6 @@ from .frozen import adapt, keep_exact
 from .parametrisation import check_trainable
 from .residuals import Residuals
 from .training_copy import ordinary, training_copy
-
-TrainingDtype = Literal["auto", "bf16", "fp32", "model"]
 
 _DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "bf16": torch.bfloat16, "model": None}
 

@@ -16,9 +16,10 @@ import folder_paths
 from ...adapter import SodaAdapter
 from ...errors import SettingsError, SodaError
 from ...files import check_prefix
+from ...training.options import NOTHING
 from ...training.state import RunState
 from .. import folders
-from .options import NOTHING, RunOptions
+from .options import RunOptions
 
 #: So many are kept, the newest.
 KEPT = 10
