@@ -253,10 +253,7 @@ def save_merged_checkpoint(object_info: dict[str, Any]) -> dict[str, Any]:
     g = Graph("save_merged_checkpoint", object_info)
     column = Column(g, 0, 340)
     checkpoint = _checkpoint(column)
-    loader = column.add(
-        "SODALoadAdapter", colour=PURPLE, model=checkpoint["MODEL"], clip=checkpoint["CLIP"],
-        adapter_name=SUBJECT_FILE,
-    )  # fmt: skip
+    loader = _adapter(column, "subject", None, model=checkpoint["MODEL"], clip=checkpoint["CLIP"])
     column.group("Adapter", GROUP_PURPLE)
     column.add(
         "CheckpointSave", colour=BLUE, model=loader["MODEL"], clip=loader["CLIP"], vae=checkpoint["VAE"],

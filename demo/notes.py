@@ -173,7 +173,7 @@ ONE_CHECKPOINT = [
 
 For programs that know nothing of SODA, or to pass on a model.
 
-1. Choose the **base model**, the **adapter** (*Train my subject* makes the one that is chosen here) and its \
+1. Choose the **base model**, the **adapter** (the newest of *Train my subject* is chosen by itself) and its \
 **strength**.
 2. Press **Run**. ComfyUI's own *Save Checkpoint* writes the model with the adapter in its weights to \
 `output/checkpoints`; after `R` every *Load Checkpoint* lists it.
@@ -188,7 +188,7 @@ LoRA*.""",
 
 给不认识 SODA 的程序用，或者把模型发给别人时用。
 
-1. 选好**底模**、**适配器**（这里选的是 *Train my subject* 训练出来的那个）和**强度**。
+1. 选好**底模**、**适配器**（会自动选中 *Train my subject* 最新训练出来的那个）和**强度**。
 2. 点**运行**。ComfyUI 自带的“保存检查点”节点会把融入了适配器的模型写到 `output/checkpoints`；按 `R` 刷新后，\
 所有“加载检查点”节点里都能选到它。
 3. 用同样的提示词、种子和设置加载它，得到的就是这里生成的**图片**。
