@@ -9,6 +9,8 @@ from demo.graph import WIDGET_TYPES
 from soda_core.training.setting import settings_of
 from soda_core.training.settings import TrainSettings
 
+from .conftest import troubles
+
 NODES = {
     "SODATrain": "Train SODA (in-graph)",
     "SODATrainingSettings": "SODA Training Settings",
@@ -24,7 +26,7 @@ NODES = {
 def test_exactly_these_nodes_are_offered(server) -> None:
     info = server.object_info(refresh=True)
     assert {k: v["display_name"] for k, v in info.items() if k.startswith("SODA")} == NODES
-    assert "IMPORT FAILED" not in server.log and "Cannot import" not in server.log
+    assert not troubles(server.log)
 
 
 @pytest.mark.parametrize("node", NODES)

@@ -91,6 +91,7 @@ def test_the_pictures_are_the_demos_and_small(tmp_path) -> None:
                 assert one.size == (512, 512) and max(ImageStat.Stat(difference).mean) < 2
 
 
+@pytest.mark.usefixtures("newest")
 @pytest.mark.parametrize("name", TITLES)
 def test_nothing_overlaps_in_either_renderer(server, name) -> None:
     """Every node has at least the height that the taller renderer takes, and no two boxes meet."""
@@ -122,6 +123,7 @@ def test_notes_are_in_both_languages(name) -> None:
     assert sorted(bool(re.search("[\u4e00-\u9fff]", text)) for text in texts) == [False, True]
 
 
+@pytest.mark.usefixtures("newest")
 def test_they_are_what_the_builder_writes(server) -> None:
     for name, workflow in build_all(server.object_info()).items():
         assert shipped(name) == json.loads(json.dumps(workflow)), f"{name}: run demo/build_workflows.py"
