@@ -63,6 +63,8 @@ def test_nothing_that_ships_imports_what_could_reach_out() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
+                if node.module == "aiohttp" and [a.name for a in node.names] == ["web"]:
+                    continue  # answers what the browser asks ComfyUI's own server
             assert not {name.split(".")[0] for name in names} & refused, f"{path}: {names}"
     for path in ROOT.glob("web/**/*.js"):
         text = re.sub(r"https?://www\.w3\.org/\S+", "", path.read_text("utf-8"))
