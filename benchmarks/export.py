@@ -59,6 +59,7 @@ def stored_deltas(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
 
 def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str, Tensor]) -> list[Row]:
     """One row for each way out; ``painted`` takes the first pictures of each."""
+    from soda_core.fileformat import to_bytes
     from soda_core.host.export import ModelWeights
     from soda_core.interop.lora import export
     from soda_core.interop.lora_settings import LoraSettings
@@ -69,7 +70,8 @@ def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str,
     trained = train_method(bed.patcher, bed.training_data(task), method, rate, steps=steps, **TRAIN)
     assert trained.adapter is not None
     weights = ModelWeights(bed.patcher)
-    deltas, megabytes = {"base": {}, "SODA": trained.deltas}, {"SODA": trained.adapter.num_parameters * 4 / 1e6}
+    adapter = trained.adapter
+    deltas, megabytes = {"base": {}, "SODA": trained.deltas}, {"SODA": len(to_bytes(adapter.layers, {})) / 1e6}
     rows: dict[str, Row] = {name: {} for name in deltas}
     for name, chosen in VARIANTS.items():
         started = time.monotonic()

@@ -39,6 +39,7 @@ TITLES = {
     "merge_subject_and_style": "Merge subject and style",
     "load_and_sample": "Use an adapter",
     "save_merged_checkpoint": "Save as one checkpoint",
+    "subject_early_style_late": "Subject early, style late",
 }
 #: As ComfyUI's own templates name it.
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
@@ -50,6 +51,7 @@ SIZE = 512  # pixels a side: training pictures and samples
 SEED = 7
 NEGATIVE = "blurry, low quality"
 NOTE_WIDTH, NOTE_HEIGHT = 400, 760
+LOADER, REPORT = 440, 760  # pixels: heights of nodes on which a text stands
 
 
 def workflow_file(name: str) -> Path:
@@ -75,7 +77,7 @@ def _checkpoint(column: Column) -> Node:
 
 def _adapter(column: Column, what: str, title: str | None, **inputs: Any) -> Node:
     """A loader for which ``web/library.js`` chooses the newest adapter whose name begins so, once there is one."""
-    node = column.add("SODALoadAdapter", title, PURPLE, adapter_name="", **inputs)
+    node = column.add("SODALoadAdapter", title, PURPLE, LOADER, adapter_name="", **inputs)
     node.properties["soda_choose"] = what
     return node
 
@@ -173,7 +175,7 @@ def merge_subject_and_style(object_info: dict[str, Any]) -> dict[str, Any]:
 
     merging = Column(g, column.next, 540)
     merge = merging.add(
-        "SODAMerge", colour=PURPLE,
+        "SODAMerge", colour=PURPLE, body=REPORT,
         subject=subject["adapter"], style=style["adapter"], model=checkpoint["MODEL"],
     )  # fmt: skip
     save_adapter = merging.add("SODASaveAdapter", colour=PURPLE, adapter=merge["adapter"])
@@ -279,6 +281,61 @@ def save_merged_checkpoint(object_info: dict[str, Any]) -> dict[str, Any]:
     return g.as_json()
 
 
+def subject_early_style_late(object_info: dict[str, Any]) -> dict[str, Any]:
+    """The subject leads while the picture is laid out, the style while it is filled in."""
+    g = Graph("subject_early_style_late", object_info)
+    column = Column(g, 0, 340)
+    checkpoint = _checkpoint(column)
+    loaders = [
+        _adapter(column, what, title, model=checkpoint["MODEL"], mode="linear")
+        for what, title in (("subject", "Subject"), ("style", "Style"))
+    ]
+    column.group("Two adapters of this base model", GROUP_PURPLE)
+
+    timing = Column(g, column.next, 340)
+    scheduled = []
+    for loader, (start, end) in zip(loaders, ((1.0, 0.2), (0.2, 1.0)), strict=True):
+        keyframes = timing.add(
+            "CreateHookKeyframesInterpolated", f"{loader.title}: {start:g} to {end:g}",
+            strength_start=start, strength_end=end, interpolation="linear", start_percent=0.0, end_percent=0.8,
+            keyframes_count=5,
+        )  # fmt: skip
+        scheduled.append(
+            timing.add(
+                "SetHookKeyframes", f"{loader.title} along the steps", hooks=loader["HOOKS"], hook_kf=keyframes[0]
+            )
+        )
+    both = timing.add("CombineHooks2", "Both", hooks_A=scheduled[0][0], hooks_B=scheduled[1][0])
+    timing.group("When they count", GROUP_GREY)
+
+    sampling = Column(g, timing.next, 340)
+    positive = _encode(sampling, checkpoint["CLIP"], "a sks flower on a red background, in zqx style", "Prompt")
+    negative = _encode(sampling, checkpoint["CLIP"], NEGATIVE, "Negative prompt")
+    hooked = sampling.add(
+        "PairConditioningSetProperties", "Prompts that carry the adapters", positive_NEW=positive[0],
+        negative_NEW=negative[0], hooks=both[0], strength=1.0, set_cond_area="default",
+    )  # fmt: skip
+    latent = _empty(sampling)
+    sampler = sampling.add(
+        "KSampler", model=checkpoint["MODEL"], positive=hooked["positive"], negative=hooked["negative"],
+        latent_image=latent[0], seed=SEED, steps=25, cfg=6.0, sampler_name="euler", scheduler="normal",
+    )  # fmt: skip
+    decode = sampling.add("VAEDecode", samples=sampler[0], vae=checkpoint["VAE"])
+    sampling.group("Sample with the base model", GROUP_BLUE)
+
+    result = Column(g, sampling.next, 560)
+    save = result.add("SaveImage", body=680, images=decode[0], filename_prefix="soda/early_and_late")
+    result.group("Result", GROUP_GREEN)
+    g.app_mode(
+        [
+            (checkpoint, "ckpt_name"), (loaders[0], "adapter_name"), (loaders[1], "adapter_name"), (positive, "text"),
+        ],
+        [save],
+    )  # fmt: skip
+    _notes(g, notes.EARLY_AND_LATE)
+    return g.as_json()
+
+
 def build_all(object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> workflow."""
     return {
@@ -292,6 +349,7 @@ def build_all(object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "merge_subject_and_style": merge_subject_and_style(object_info),
         "load_and_sample": load_and_sample(object_info),
         "save_merged_checkpoint": save_merged_checkpoint(object_info),
+        "subject_early_style_late": subject_early_style_late(object_info),
     }  # fmt: skip
 
 

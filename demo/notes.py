@@ -105,7 +105,7 @@ been trained on the **base model** chosen here. Only the *adapter* output of the
   - *delta*: adds both changes to the base weights; works with any two adapters of one base.
   - *geodesic*: adds the rotations' angles; the result is as small as its parents. Both need equal factor sizes.
 
-The **report** says, layer by layer, how much the two get in each other's way.
+The **report** says how much the two get in each other's way, and ends in strengths to try.
 
 Use both placeholder words in the **prompt**.""",
     ),
@@ -121,7 +121,7 @@ Use both placeholder words in the **prompt**.""",
   - *delta*：把两者的改动加到底模权重上；同一底模的任意两个适配器都能用。
   - *geodesic*：把旋转的角度相加，结果和原来一样小。两者的因子大小必须相同。
 
-**报告**逐层说明两者互相干扰的程度。
+**报告**说明两者互相干扰的程度，最后给出建议的强度。
 
 **提示词**里要写上两个占位词。""",
     ),
@@ -194,5 +194,39 @@ LoRA*.""",
 3. 用同样的提示词、种子和设置加载它，得到的就是这里生成的**图片**。
 
 文件和底模一样大，适配器也不能再拆出来。想要小一些、可以接受损失，就用 *Export SODA as LoRA*。""",
+    ),
+]
+
+EARLY_AND_LATE = [
+    Note(
+        "Start here",
+        """## Subject early, style late
+
+The first steps lay a picture out, the last ones fill it in. So the **subject** starts at full strength and fades to \
+0.2, and the **style** comes up from 0.2.
+
+- Choose your **base model** and an adapter in each loader (the newest of *Train my subject* and *Train my \
+style* are chosen by themselves). Only the *HOOKS* outputs of the loaders are used.
+- *strength_start*, *strength_end*: what the loader's strength is multiplied by at the first and at the last keyframe; \
+*end_percent* says where in the sampling the last one is.
+- The **sampler** takes the base model as it is: the prompts carry the adapters.
+- A *mask* in **Prompts that carry the adapters** keeps them in a part of the picture.
+
+The weights are patched anew at every keyframe, so this samples more slowly than a merge.""",
+    ),
+    Note(
+        "从这里开始",
+        """## 先主体，后风格
+
+前几步决定构图，后几步填充细节。所以**主体**从满强度开始，逐渐降到 0.2；**风格**则从 0.2 逐渐升上来。
+
+- 选好**底模**，并在两个加载节点里各选一个适配器（会自动选中 *Train my subject* 和 *Train my style* 最新\
+训练出来的）。加载节点只用到“约束”（HOOKS）这一个输出。
+- *strength_start*、*strength_end*：加载节点的强度在第一个和最后一个关键帧处再乘以多少；*end_percent* 是最后一个关键帧\
+在采样过程中的位置。
+- **采样器**直接用底模：适配器由提示词带着。
+- 在 **Prompts that carry the adapters** 上接一个*遮罩*，可以让它们只作用于画面的一部分。
+
+每个关键帧都要重新给权重打补丁，所以比融合后采样慢一些。""",
     ),
 ]

@@ -85,8 +85,12 @@ def _enlarged(picture: Image.Image, side: int) -> Image.Image:
 _THUMB = (600, 400)
 
 
-def write_thumbnails(trainings: Sequence[Training], samples: Samples) -> None:
-    """What each shipped workflow does, as a picture for the template browser."""
+def write_thumbnails(trainings: Sequence[Training], samples: Samples, scheduled: Image.Image) -> None:
+    """What each shipped workflow does, as a picture for the template browser.
+
+    Args:
+        scheduled: what the subject early and the style late give.
+    """
     rows = list(samples.values())
     first, last = rows[0], rows[-1]
     for training, sample in zip(trainings, (first["subject"], last["style"]), strict=True):
@@ -111,6 +115,17 @@ def write_thumbnails(trainings: Sequence[Training], samples: Samples) -> None:
         card.paste(_enlarged(first["subject"], 256), (24 + i * 296, 72))
     _sign(draw, (300, 200), "=")
     _save(card, "save_merged_checkpoint")
+    write_schedule(first["subject"], scheduled, first["style"])
+
+
+def write_schedule(*pictures: Image.Image) -> None:
+    """The subject's, the scheduled and the style's picture, which lead into each other."""
+    card, draw = _card()
+    for i, picture in enumerate(pictures):
+        card.paste(_enlarged(picture, 160), (24 + i * 196, 120))
+    for i in (1, 2):
+        _sign(draw, (6 + i * 196, 200), "→")
+    _save(card, "subject_early_style_late")
 
 
 def _card() -> tuple[Image.Image, ImageDraw.ImageDraw]:

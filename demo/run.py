@@ -88,18 +88,17 @@ class Demo:
         """With the shipped workflow, as a user would."""
         prompt = self.prompt(f"train_{what}")
         set_inputs(prompt, "SODATrain", rotation_lr=RATES[what], shift_lr=RATES[what], **OWN[what])
+        drawn, inspected = node(prompt, "PreviewImage"), node(prompt, "SODAInspectAdapter")
+        prompt["portrait"] = {"class_type": "PreviewImage", "inputs": {"images": [inspected, 0]}}
         before = set(self.server.adapters.glob("*.safetensors"))
         with self.timed(f"train the {what}"):
             entry = self.run(prompt)
         (file,) = set(self.server.adapters.glob("*.safetensors")) - before
-        picture = {
-            kind: self.server.images(entry, node(prompt, kind))[0] for kind in ("PreviewImage", "SODAInspectAdapter")
-        }
         return Training(
             what=what,
             pictures=training_pictures(self.server.base / "input" / folder),
-            curve=picture["PreviewImage"],
-            portrait=picture["SODAInspectAdapter"],
+            curve=self.server.images(entry, drawn)[0],
+            portrait=self.server.images(entry, "portrait")[0],
             file=file.name,
             kilobytes=file.stat().st_size / 1e3,
             settings=prompt[node(prompt, "SODATrain")]["inputs"],
@@ -144,6 +143,16 @@ class Demo:
                 prompt = with_loras(self.sample_prompt(text, seed), loras)
                 row["loras"] = self.server.images(self.run(prompt))[-1].crop((SIDE, 0, 2 * SIDE, SIDE))
         return pictures
+
+    def scheduled(self, trainings: list[Training]) -> Image.Image:
+        """The subject early and the style late: what the shipped workflow of that name gives."""
+        prompt = self.prompt("subject_early_style_late")
+        loaders = [key for key, value in prompt.items() if value["class_type"] == "SODALoadAdapter"]
+        for key, training in zip(loaders, trainings, strict=True):
+            prompt[key]["inputs"]["adapter_name"] = training.file
+        set_inputs(prompt, "KSampler", seed=next(iter(PROMPTS.values())))
+        with self.timed("sample with both, one early and one late"):
+            return self.server.images(self.run(prompt))[-1]
 
     def sample_prompt(self, text: str, seed: int) -> dict[str, Any]:
         prompt = self.prompt("load_and_sample")
@@ -288,14 +297,15 @@ def main() -> None:
         if not args.quick:
             keep_adapters(base, server.adapters, adapters)
         pictures = demo.samples(prompts, adapters, loras)
+        scheduled = demo.scheduled(trainings) if args.publish else None
         demo.timings.append(("all", time.monotonic() - started))
 
         args.out.mkdir(parents=True, exist_ok=True)
         write_sheet(args.out / "sheet.png", trainings, pictures)
         write_page(args.out / "index.html", trainings, pictures, report, demo.timings, machine(server))
-        if args.publish:
+        if scheduled:
             Image.open(args.out / "sheet.png").save(ROOT / "docs" / "sheet.jpg", quality=90)
-            write_thumbnails(trainings, pictures)
+            write_thumbnails(trainings, pictures, scheduled)
     say(f"done after {demo.timings[-1][1]:.0f} s: {args.out / 'index.html'}")
 
 

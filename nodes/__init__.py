@@ -9,6 +9,7 @@ from .inspect import SodaInspectAdapter
 from .load import SodaApplyAdapter, SodaLoadAdapter
 from .merge import SodaMerge
 from .save import SodaSaveAdapter
+from .stack import SodaStack
 from .train import SodaTrain
 from .training_settings import SodaTrainingSettings
 
@@ -17,6 +18,7 @@ NODES: list[type[io.ComfyNode]] = [
     SodaTrainingSettings,
     SodaLoadAdapter,
     SodaApplyAdapter,
+    SodaStack,
     SodaMerge,
     SodaSaveAdapter,
     SodaExportLora,

@@ -18,6 +18,26 @@ SodaAdapterType = io.Custom("SODA_ADAPTER")
 LossMapType = io.Custom("LOSS_MAP")
 TrainingSettingsType = io.Custom("SODA_SETTINGS")
 
+HOOKS = io.Hooks.Output(
+    display_name="HOOKS",
+    tooltip="The same change as the host's hooks, for the MODEL without the adapter: Set Hook Keyframes makes its "
+    "strength follow the steps, Cond Pair Set Props gives it to a prompt, with a mask to a part of the picture.",
+)
+
+
+def blocks(id: str, of: str, optional: bool = True) -> io.Input:
+    """Strengths by blocks, as text."""
+    return io.String.Input(
+        id,
+        default="",
+        optional=optional,
+        placeholder="up 0.5, middle 0",
+        tooltip=f"What the strength of {of} is multiplied by in some blocks: up 0.5, middle 0. Groups are those that "
+        "the adapter has: down, middle, up or double, single, joint; image, text (attention to the picture itself, to "
+        "the prompt); one block is up.3, all is all. Two names mean layers in both (up text 0); the last entry that "
+        "fits a layer counts. A wrong name is answered with those there are. Empty = 1 everywhere.",
+    )
+
 
 def adapter_output(tooltip: str) -> io.Output:
     return SodaAdapterType.Output(display_name="adapter", tooltip=tooltip)
@@ -85,6 +105,17 @@ def ignore_base_check() -> io.Input:
     )
 
 
+def mode() -> io.Input:
+    return io.Combo.Input(
+        "mode",
+        options=list(get_args(StrengthMode)),
+        default="linear",
+        tooltip="How strength scales. linear: W0 + s (W - W0), as with a LoRA (default, because adapters then add "
+        "up). geodesic: turns the rotation by s times its angle, so the weight stays on the manifold and "
+        "strengths above 1 do not blow up.",
+    )
+
+
 def strength_inputs() -> list[io.Input]:
     """Strengths, their mode and the base check, as Load and Apply have them."""
     return [
@@ -97,14 +128,7 @@ def strength_inputs() -> list[io.Input]:
             "strength_clip",
             "The same for the text encoder; 1 = as trained. Train SODA adapts none, so its adapters do not use it.",
         ),
-        io.Combo.Input(
-            "mode",
-            options=list(get_args(StrengthMode)),
-            default="linear",
-            tooltip="How strength scales. linear: W0 + s (W - W0), as with a LoRA (default, because adapters then add "
-            "up). geodesic: turns the rotation by s times its angle, so the weight stays on the manifold and "
-            "strengths above 1 do not blow up.",
-        ),
+        mode(),
         ignore_base_check(),
     ]
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..soda_core.host.apply import check_base
 from ..soda_core.host.progress import ProgressBar
 from ..soda_core.report.base_check import summary, table
-from ..soda_core.report.inspection import metadata_text, picture
+from ..soda_core.report.inspection import metadata_text, overview, picture, rows_of
 from .common import CATEGORY, SodaAdapterType
 
 
@@ -19,8 +19,8 @@ class SodaInspectAdapter(io.ComfyNode):
             node_id="SODAInspectAdapter",
             display_name="Inspect SODA Adapter",
             category=CATEGORY,
-            description="Shows what an adapter does: the spectral shift and the rotation angles of every layer, its "
-            "size, and everything its file says about itself.",
+            description="Shows what an adapter does: on the node a summary by groups of blocks, as outputs a picture "
+            "of every layer's spectral shift and rotation angles, and everything its file says about itself.",
             search_aliases=["soda", "adapter info", "lora info", "metadata", "spectrum"],
             is_output_node=True,
             inputs=[
@@ -36,14 +36,21 @@ class SodaInspectAdapter(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="picture", tooltip="Shift and rotation angles per layer."),
                 io.String.Output(display_name="metadata", tooltip="The file's metadata as text."),
+                io.String.Output(
+                    display_name="summary",
+                    tooltip="What the node shows, as Markdown: facts, and how far each group of blocks is turned and "
+                    "shifted.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, adapter, model=None) -> io.NodeOutput:
-        image = picture(adapter, ProgressBar(len(adapter.layers)).advance)
+        rows = rows_of(adapter, ProgressBar(len(adapter.layers)).advance)
+        image, shown = picture(adapter, rows), overview(adapter, rows)
         text = metadata_text(adapter)
         if model is not None:
             report = check_base(model, adapter)
             text += f"\n\n{summary(report)}\n\n{table(report)}"
-        return io.NodeOutput(image, text, ui=ui.PreviewImage(image, cls=cls))
+            shown += f"\n\n{summary(report)}"
+        return io.NodeOutput(image, text, shown, ui=ui.PreviewText(shown))

@@ -6,22 +6,22 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..soda_core.host import folders
-from ..soda_core.host.apply import apply_adapter
-from .common import CATEGORY, SodaAdapterType, adapter_output, strength_inputs
+from ..soda_core.host.apply import changes
+from .common import CATEGORY, HOOKS, SodaAdapterType, adapter_output, blocks, strength_inputs
 
-_MODEL = io.Model.Input(
+MODEL = io.Model.Input(
     "model", tooltip="The base model the adapter was trained on. It is not changed; the output is a patched copy."
 )
-_CLIP = io.Clip.Input(
+CLIP = io.Clip.Input(
     "clip",
     optional=True,
     tooltip="Passed through, unless the adapter has text encoder layers (Train SODA makes none).",
 )
-_PATCHED = (
+PATCHED = (
     io.Model.Output(display_name="MODEL", tooltip="The model with the adapter applied."),
     io.Clip.Output(display_name="CLIP", tooltip="The text encoder with the adapter applied."),
 )
-_TRIGGER = io.String.Output(
+TRIGGER = io.String.Output(
     display_name="trigger_phrase", tooltip="The phrase the adapter was trained with; put it in the prompt."
 )
 
@@ -38,7 +38,7 @@ class SodaLoadAdapter(io.ComfyNode):
             "order.",
             search_aliases=["soda", "lora", "adapter", "load lora", "personalization", "dreambooth"],
             inputs=[
-                _MODEL,
+                MODEL,
                 io.Combo.Input(
                     "adapter_name",
                     options=folders.adapter_names(),
@@ -46,12 +46,14 @@ class SodaLoadAdapter(io.ComfyNode):
                     "themselves; press R for files you copied there.",
                 ),
                 *strength_inputs(),
-                _CLIP,
+                CLIP,
+                blocks("blocks", "the adapter"),
             ],
             outputs=[
-                *_PATCHED,
+                *PATCHED,
                 adapter_output("The adapter itself, for Merge, Inspect or Apply."),
-                _TRIGGER,
+                TRIGGER,
+                HOOKS,
             ],
         )
 
@@ -64,11 +66,11 @@ class SodaLoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, adapter_name, strength_model, strength_clip, mode, ignore_base_check, clip=None
+        cls, model, adapter_name, strength_model, strength_clip, mode, ignore_base_check, clip=None, blocks=""
     ) -> io.NodeOutput:
         adapter = folders.load_adapter(adapter_name)
-        patched = apply_adapter(model, clip, adapter, strength_model, strength_clip, mode, ignore_base_check)
-        return io.NodeOutput(*patched, adapter, adapter.trigger_phrase)
+        change = changes(model, clip, adapter, strength_model, strength_clip, mode, ignore_base_check, blocks)
+        return io.NodeOutput(*change.patched(), adapter, adapter.trigger_phrase, change.hooks())
 
 
 class SodaApplyAdapter(io.ComfyNode):
@@ -81,20 +83,22 @@ class SodaApplyAdapter(io.ComfyNode):
             description="Applies an adapter that comes through the graph, fresh from training or merging.",
             search_aliases=["soda", "apply adapter", "apply lora", "lora model loader"],
             inputs=[
-                _MODEL,
+                MODEL,
                 SodaAdapterType.Input("adapter", tooltip="From Train SODA, Merge Subject+Style SODA or Load SODA."),
                 *strength_inputs(),
-                _CLIP,
+                CLIP,
+                blocks("blocks", "the adapter"),
             ],
             outputs=[
-                *_PATCHED,
-                _TRIGGER,
+                *PATCHED,
+                TRIGGER,
+                HOOKS,
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, adapter, strength_model, strength_clip, mode, ignore_base_check, clip=None
+        cls, model, adapter, strength_model, strength_clip, mode, ignore_base_check, clip=None, blocks=""
     ) -> io.NodeOutput:
-        patched = apply_adapter(model, clip, adapter, strength_model, strength_clip, mode, ignore_base_check)
-        return io.NodeOutput(*patched, adapter.trigger_phrase)
+        change = changes(model, clip, adapter, strength_model, strength_clip, mode, ignore_base_check, blocks)
+        return io.NodeOutput(*change.patched(), adapter.trigger_phrase, change.hooks())

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..soda_core.host.apply import weight_lookup
 from ..soda_core.merge import MergeMethod, interference, merge
 from ..soda_core.report.merge import interference_report
-from .common import CATEGORY, SodaAdapterType, adapter_output, strength
+from .common import CATEGORY, SodaAdapterType, adapter_output, blocks, strength
 
 
 def _strength(name: str, of: str) -> io.Input:
@@ -50,19 +50,24 @@ class SodaMerge(io.ComfyNode):
                     tooltip="Connect the base model to measure the exact interference of the two changes. Without it "
                     "the report compares rotations and shifts only.",
                 ),
+                blocks("subject_blocks", "the subject"),
+                blocks("style_blocks", "the style"),
             ],
             outputs=[
                 adapter_output("The merged adapter, for Apply, Save or Inspect."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="Interference per layer: cosine between the two changes, distance of the rotations.",
+                    tooltip="How much the two interfere, as Markdown: by blocks, the layers where they meet most, "
+                    "and a verdict with strengths to try.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, subject, style, subject_strength, style_strength, method, model=None) -> io.NodeOutput:
-        merged = merge(subject, style, subject_strength, style_strength, method)
+    def execute(
+        cls, subject, style, subject_strength, style_strength, method, model=None, subject_blocks="", style_blocks=""
+    ) -> io.NodeOutput:
+        merged = merge(subject, style, subject_strength, style_strength, method, subject_blocks, style_blocks)
         rows = interference(subject, style, None if model is None else weight_lookup(model, subject, style))
         text = interference_report(subject, style, rows, merged)
         return io.NodeOutput(merged, text, ui=ui.PreviewText(text))

@@ -84,7 +84,7 @@ class SodaAdapter:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers it holds: of a shift all its values, also where fewer knots were trained."""
+        """How many numbers were trained; a file also holds the values of shifts that are curves."""
         return sum(layer.num_parameters for layer in self.layers.values())
 
     @property

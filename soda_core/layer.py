@@ -88,7 +88,7 @@ class AdaptedLayer(ABC):
     @property
     @abstractmethod
     def num_parameters(self) -> int:
-        """How many numbers the rotations and shifts hold; knots, which say a shift again, are not counted."""
+        """How many numbers were trained: those of rotations, and of shifts their values, or their knots of a curve."""
 
     @abstractmethod
     def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
@@ -190,7 +190,8 @@ class SodaLayer(AdaptedLayer):
 
     @property
     def num_parameters(self) -> int:
-        return sum(R.numel() for R in self.factors) + (0 if self.shift is None else self.shift.numel())
+        shift = self.shift if self.knots is None else self.knots
+        return sum(R.numel() for R in self.factors) + (0 if shift is None else shift.numel())
 
     def at_strength(self, strength: float) -> SodaLayer:
         """The layer a part (or more) of the way along its geodesic from the base: again a SODA layer."""

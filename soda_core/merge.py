@@ -14,6 +14,7 @@ from torch import Tensor
 from .adapter import SodaAdapter
 from .base_check import Sketches, relative_error
 from .base_weight import BaseWeight
+from .blocks import block_strengths
 from .errors import MergeError, SettingsError
 from .kronecker import geodesic_power
 from .layer import MOST_STRENGTH, MOST_TERMS, AdaptedLayer, SodaLayer, SodaSum, check_strength
@@ -34,6 +35,8 @@ def merge(
     subject_strength: float = 1.0,
     style_strength: float = 1.0,
     method: MergeMethod = "delta",
+    subject_blocks: str = "",
+    style_blocks: str = "",
 ) -> SodaAdapter:
     """One adapter out of two; it adapts, saves and loads like its parents.
 
@@ -44,6 +47,9 @@ def merge(
 
     A layer that only one parent has keeps that parent's change at its strength.
 
+    Args:
+        subject_blocks, style_blocks: what strengths are multiplied by in some blocks, see
+            :func:`.blocks.block_strengths`.
     Raises:
         MergeError: "geodesic" with factors of different sizes, different decompositions, or parents that are delta
             merges themselves; the message offers "delta".
@@ -53,9 +59,13 @@ def merge(
     check_strength("subject_strength", subject_strength)
     check_strength("style_strength", style_strength)
     _check_same_base(subject, style)
-    parents = [(subject, subject_strength), (style, style_strength)]
+    parents = [(subject, subject_strength, subject_blocks), (style, style_strength, style_blocks)]
+    strengths = [
+        (parent, {name: strength * b for name, b in block_strengths(blocks, parent.layers, of).items()})
+        for of, (parent, strength, blocks) in zip(("the subject", "the style"), parents, strict=True)
+    ]
     parts = {
-        name: [(strength, parent.layers[name]) for parent, strength in parents if name in parent.layers]
+        name: [(of[name], parent.layers[name]) for parent, of in strengths if name in parent.layers]
         for name in dict.fromkeys([*subject.layers, *style.layers])
     }
     layers: dict[str, AdaptedLayer] = {}
@@ -210,14 +220,16 @@ def _one_base(layers: Sequence[SodaLayer]) -> bool:
     return len(bases) == len(layers) and all(relative_error(base, bases[0]) < _SAME_BASE for base in bases)
 
 
-def _metadata(parts: list[tuple[SodaAdapter, float]], method: str) -> dict[str, Any]:
-    (subject, a), (style, b) = parts
+def _metadata(parts: list[tuple[SodaAdapter, float, str]], method: str) -> dict[str, Any]:
+    (subject, a, subject_blocks), (style, b, style_blocks) = parts
+    blocks = {"subject_blocks": subject_blocks, "style_blocks": style_blocks}
     triggers = [t for t in (subject.trigger_phrase, style.trigger_phrase) if t]
     return {
         "title": f"{subject.title} + {style.title}",
         "trigger_phrase": ", ".join(dict.fromkeys(triggers)),
         "base_model": subject.metadata.get("base_model") or style.metadata.get("base_model"),
-        "settings": {"merge_method": method, "subject_strength": a, "style_strength": b},
+        "settings": {"merge_method": method, "subject_strength": a, "style_strength": b}
+        | {key: text for key, text in blocks.items() if text.strip()},
         "versions": subject.metadata.get("versions"),
         "parents": [
             {"role": role, "title": parent.title, "hash": parent.identity(), "strength": strength}
@@ -234,6 +246,7 @@ class Interference:
     """How much two adapters get in each other's way in one layer."""
 
     cosine: float | None  #: between the two deltas: 0 independent, 1 the same change, -1 opposite; None without a base
+    sizes: tuple[float, float] | None  #: norms of the two deltas; None without a base
     rotation_distance: float | None  #: RMS geodesic distance of the rotations, degrees; None without two like rotations
     shift_cosine: float | None  #: between the two shifts, which share one basis; None without two like shifts
 
@@ -254,14 +267,17 @@ def interference(
 
 
 def _interference(a: AdaptedLayer, b: AdaptedLayer, base: BaseWeight | None) -> Interference:
-    cosine = None if base is None else _cosine(a.delta(base), b.delta(base))
+    cosine = sizes = None
+    if base is not None:
+        deltas = a.delta(base), b.delta(base)
+        cosine, sizes = _cosine(*deltas), (float(deltas[0].norm()), float(deltas[1].norm()))
     distance = shift_cosine = None
     if (one := a.single) is not None and (other := b.single) is not None:
         if one.factors and [R.shape for R in one.factors] == [R.shape for R in other.factors]:
             distance = rotation_distance(one, other)
         if one.shift is not None and other.shift is not None and _alike(one, other):
             shift_cosine = _cosine(one.shift, other.shift)
-    return Interference(cosine, distance, shift_cosine)
+    return Interference(cosine, sizes, distance, shift_cosine)
 
 
 def _alike(a: SodaLayer, b: SodaLayer) -> bool:

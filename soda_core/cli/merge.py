@@ -20,6 +20,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{of}-strength", type=float, default=argparse.SUPPRESS, metavar="S",
             help=f"how much of the {of}; 1 = as trained (default)",
         )  # fmt: skip
+        parser.add_argument(
+            f"--{of}-blocks", default=argparse.SUPPRESS, metavar="TEXT",
+            help=f"what the {of}'s strength is multiplied by in some blocks: 'up 0.5, middle 0'",
+        )  # fmt: skip
     parser.add_argument(
         "--method", choices=get_args(MergeMethod), default=argparse.SUPPRESS,
         help="delta (default): adds both changes; geodesic: stays a rotation, needs equal factor sizes",
@@ -28,7 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Answer:
     path = output_path(arguments)
-    options = given(arguments, "subject_strength", "style_strength", "method")
+    options = given(arguments, "subject_strength", "style_strength", "method", "subject_blocks", "style_blocks")
     merged = merge(load(arguments.subject), load(arguments.style), **options)
     merged.save(path)
     data = {"file": str(path), "title": merged.title, "layers": len(merged.layers), "hash": merged.identity()}

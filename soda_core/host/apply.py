@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import comfy.hooks
 import torch
 
 from ..adapter import SodaAdapter
 from ..base_check import BaseCheck, BaseReport
 from ..base_weight import BaseWeight
+from ..blocks import block_strengths
 from ..delta_cache import DeltaCache
 from ..errors import BaseMismatchError, SodaError
 from ..layer import AdaptedLayer, StrengthMode, check_strength
@@ -30,7 +33,50 @@ from .progress import ProgressBar
 DELTAS = DeltaCache()
 
 
-def apply_adapter(
+#: The host's ``diff`` patches by state-dict key, by the strength that is left to the host.
+Patches = dict[float, dict[str, tuple[str, tuple[torch.Tensor]]]]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an adapter changes in a MODEL and a CLIP, in the host's terms."""
+
+    model: Any
+    clip: Any | None
+    of_model: Patches
+    of_clip: Patches
+
+    def patched(self) -> tuple[Any, Any | None]:
+        """Clones of MODEL and CLIP with the change; the inputs are untouched."""
+        return _patched(self.model, self.of_model), None if self.clip is None else _patched(self.clip, self.of_clip)
+
+    def hooks(self) -> comfy.hooks.HookGroup:
+        """The change as the host's HOOKS, for the unpatched MODEL: keyframes scale it over steps, masks place it."""
+        group = comfy.hooks.HookGroup()
+        for patches, own in ((self.of_model, True), (self.of_clip, False)):
+            for strength, by_key in patches.items():
+                hook = comfy.hooks.WeightHook(*((strength, 0.0) if own else (0.0, strength)))
+                hook.weights, hook.weights_clip = (by_key, {}) if own else ({}, by_key)
+                hook.need_weight_init = False  # keys are the model's own, patches are made
+                group.add(hook)
+        return group
+
+
+def _patched(owner: Any, patches: Patches) -> Any:
+    clone = owner.clone()
+    for strength, by_key in patches.items():
+        added = set(clone.add_patches(by_key, strength))
+        if missing := set(by_key) - added:
+            raise BaseMismatchError(f"ComfyUI refused {len(missing)} patches, the first is {min(missing)!r}")
+    return clone
+
+
+def apply_adapter(*arguments: Any, **options: Any) -> tuple[Any, Any | None]:
+    """Patched clones of MODEL and CLIP; arguments and errors as of :func:`changes`."""
+    return changes(*arguments, **options).patched()
+
+
+def changes(
     model: Any,
     clip: Any | None,
     adapter: SodaAdapter,
@@ -38,31 +84,35 @@ def apply_adapter(
     strength_clip: float = 1.0,
     mode: StrengthMode = "linear",
     ignore_base_check: bool = False,
-) -> tuple[Any, Any | None]:
-    """Patched clones of MODEL and CLIP; the inputs are untouched.
+    blocks: str = "",
+) -> Changes:
+    """What an adapter changes in a MODEL and a CLIP, neither of which is touched.
 
+    Args:
+        blocks: what the strengths are multiplied by in some blocks, see :func:`..blocks.block_strengths`.
     Raises:
         BaseMismatchError: no layer matches, shapes differ, or the base check fails.
-        SettingsError: a strength is no number or out of range.
+        SettingsError: a strength is no number or out of range, or there are no such blocks.
     """
     check_strength("strength_model", strength_model)
     check_strength("strength_clip", strength_clip)
+    in_blocks = block_strengths(blocks, adapter.layers, adapter.label)
     for_clip = {name: layer for name, layer in adapter.layers.items() if name.startswith(base.TEXT_ENCODERS)}
     for_model = {name: layer for name, layer in adapter.layers.items() if name not in for_clip}
-    targets = [(model, model, _match(model, for_model, adapter.label), strength_model)]
+    targets = [(model, _match(model, for_model, adapter.label), strength_model)]
     if clip is not None:
-        targets.append((clip, clip.patcher, _match(clip.patcher, for_clip, adapter.label), strength_clip))
+        targets.append((clip.patcher, _match(clip.patcher, for_clip, adapter.label), strength_clip))
     elif for_clip:
         logging.warning("SODA: %s has %d text encoder layers; connect CLIP to use them", adapter.label, len(for_clip))
-    matched = sum(len(layers) for _, _, layers, _ in targets)
+    matched = sum(len(layers) for _, layers, _ in targets)
     if not matched:
         _nothing_matches(adapter, model)
     checks: dict[str, BaseCheck] = {}
-    results = []
+    results: list[Patches] = []
     progress = ProgressBar(matched)
-    for owner, patcher, layers, strength in targets:
-        patches = _patches(patcher, layers, strength, mode, checks, progress)
-        results.append((owner.clone(), patches, strength if mode == "linear" else 1.0))
+    for patcher, layers, strength in targets:
+        strengths = {name: strength * in_blocks[name] for name in layers}
+        results.append(_patches(patcher, layers, strengths, mode, checks, progress))
     report = BaseReport(checks)
     if report.refused and not ignore_base_check:
         raise BaseMismatchError(refusal(report, adapter))
@@ -72,13 +122,7 @@ def apply_adapter(
         logging.info("SODA: %s", summary(report))
     elif not adapter.carries_base_check:
         logging.warning("SODA: %s: %s", adapter.label, unchecked(adapter))
-    for clone, patches, strength in results:
-        if not patches:
-            continue
-        added = set(clone.add_patches(patches, strength))
-        if missing := set(patches) - added:
-            raise BaseMismatchError(f"ComfyUI refused {len(missing)} patches, the first is {min(missing)!r}")
-    return results[0][0], results[1][0] if clip is not None else None
+    return Changes(model, clip, results[0], results[1] if clip is not None else {})
 
 
 def _match(patcher: Any, layers: Mapping[str, AdaptedLayer], title: str) -> dict[str, AdaptedLayer]:
@@ -106,29 +150,29 @@ def _nothing_matches(adapter: SodaAdapter, model: Any) -> None:
 def _patches(
     patcher: Any,
     layers: Mapping[str, AdaptedLayer],
-    strength: float,
+    strengths: Mapping[str, float],
     mode: StrengthMode,
     checks: dict[str, BaseCheck],
     progress: ProgressBar,
-) -> dict[str, tuple[str, tuple[torch.Tensor]]]:
-    """The host's ``diff`` patches by state-dict key; fills in ``checks``.
+) -> Patches:
+    """The layers' patches; fills in ``checks``.
 
     Linear strength is left to the host, which multiplies a patch by it (also along hook keyframes); geodesic strength
     is in the delta itself.
     """
-    patches: dict[str, tuple[str, tuple[torch.Tensor]]] = {}
+    patches: Patches = {}
     for name, layer in layers.items():
         progress.advance()
-        if strength == 0.0:
+        if (strength := strengths[name]) == 0.0:
             continue
-        own = 1.0 if mode == "linear" else strength
+        own, left = (1.0, strength) if mode == "linear" else (strength, 1.0)
         try:
             delta, check = DELTAS.get(layer, base.base_weight(patcher, name), own, mode)
         except SodaError as error:
             raise type(error)(f"layer {name!r}: {error}") from error
         if check is not None:
             checks[name] = check
-        patches[base.weight_key(name)] = ("diff", (delta,))
+        patches.setdefault(left, {})[base.weight_key(name)] = ("diff", (delta,))
     return patches
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an adapter does, as a picture and as text."""
+"""What an adapter does: as a picture, as a summary in Markdown, and as the text of its file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..adapter import SodaAdapter
+from ..blocks import groups
 from ..fileformat import GRAPH_KEYS
 from ..layer import AdaptedLayer
 from ..linalg import rotation_angles
+from ..text import printable
 from .adapter_picture import LayerRow, adapter_picture
 from .theme import to_image_tensor
 
@@ -23,8 +25,8 @@ MOST_ANGLES = 2**15
 _ANGLES_IN_ALL = 2**24
 
 
-def picture(adapter: SodaAdapter, before_layer: Callable[[], None] = lambda: None) -> Tensor:
-    """``(1, height, width, 3)`` in 0..1; a delta merge shows its terms one under the other.
+def rows_of(adapter: SodaAdapter, before_layer: Callable[[], None] = lambda: None) -> list[LayerRow]:
+    """What is shown of every layer; a delta merge's terms one under the other.
 
     Args:
         before_layer: called before each layer is looked at; what it raises ends the work.
@@ -34,6 +36,16 @@ def picture(adapter: SodaAdapter, before_layer: Callable[[], None] = lambda: Non
     for name, layer in adapter.layers.items():
         before_layer()
         rows += _rows(name, layer, most)
+    return rows
+
+
+def picture(adapter: SodaAdapter, rows: Sequence[LayerRow] | None = None) -> Tensor:
+    """``(1, height, width, 3)`` in 0..1.
+
+    Args:
+        rows: :func:`rows_of` the adapter, where they are at hand.
+    """
+    rows = rows_of(adapter) if rows is None else rows
     base = adapter.base_model.get("name") or "unknown base"
     trigger = f"   trigger: {adapter.trigger_phrase}" if adapter.trigger_phrase else ""
     return to_image_tensor(adapter_picture(rows, title=adapter.title, subtitle=f"{base}{trigger}"))
@@ -65,6 +77,41 @@ def layer_angles(factors: Sequence[Tensor], most: int = MOST_ANGLES) -> Tensor |
             total = total.sort().values[torch.linspace(0, len(total) - 1, most).round().long()]
     wrapped = torch.remainder(total.abs(), 2 * math.pi)
     return torch.rad2deg(torch.minimum(wrapped, 2 * math.pi - wrapped))
+
+
+def overview(adapter: SodaAdapter, rows: Sequence[LayerRow]) -> str:
+    """A few lines of Markdown: what the adapter is, and how far it turns and shifts which blocks."""
+    said, settings = adapter.metadata, adapter.metadata.get("settings") or {}
+    trained = [f"{said[key]:,} {key}" for key in ("steps", "pictures") if said.get(key)]
+    learned = [str(settings[key]) for key in ("train", "decomposition", "layers") if settings.get(key)]
+    parents = [str(parent.get("title") or parent["hash"][:12]) for parent in said.get("parents") or ()]
+    facts = {
+        "trigger": adapter.trigger_phrase and f"`{printable(adapter.trigger_phrase)}`",
+        "base": ", ".join([adapter.trained_on, *trained]),
+        "trained": ", ".join(map(printable, learned)),
+        "merged": " + ".join(map(printable, parents)),
+        "size": f"{len(adapter.layers)} layers, {adapter.num_parameters:,} parameters",
+    }
+    lines = [f"**{adapter.label}**", "", *(f"- {key}: {fact}" for key, fact in facts.items() if fact), ""]
+    lines += ["| blocks | layers | turned by | at most | shifted by |", "| --- | ---: | ---: | ---: | ---: |"]
+    by_name: dict[str, list[LayerRow]] = {}
+    for row in rows:
+        by_name.setdefault(row.name.partition(" [")[0], []).append(row)
+    for group, names in groups(by_name).items():
+        if "." in group:
+            continue
+        members = [row for name in names for row in by_name[name]]
+        angles = [row.angles for row in members if row.angles is not None]
+        shifts = [row.shift for row in members if row.shift is not None]
+        largest = max((float(a.max()) for a in angles if len(a)), default=0.0)
+        turned = [f"{_rms(angles):.2f}°", f"{largest:.1f}°"] if angles else ["-", "-"]
+        lines.append(f"| {' | '.join([group, str(len(names)), *turned, f'{_rms(shifts):.2g}' if shifts else '-'])} |")
+    return "\n".join(lines)
+
+
+def _rms(tensors: Sequence[Tensor]) -> float:
+    values = torch.cat([tensor.double().flatten() for tensor in tensors])
+    return float(values.square().mean().sqrt()) if len(values) else 0.0
 
 
 def metadata_text(adapter: SodaAdapter) -> str:

@@ -83,10 +83,12 @@ def test_merge_is_the_function_with_its_defaults(folder, capsys) -> None:
     parents = SodaAdapter.load("fox.safetensors"), SodaAdapter.load("ink.safetensors")
     assert SodaAdapter.load("both.safetensors").identity() == merge(*parents).identity()
     soda(capsys, "merge", "fox.safetensors", "ink.safetensors", "-o", "g.safetensors", "--method", "geodesic",
-         "--subject-strength", "0.7")  # fmt: skip
+         "--subject-strength", "0.7", "--style-blocks", "all 0.5")  # fmt: skip
     found = SodaAdapter.load("g.safetensors")
-    assert found.identity() == merge(*parents, 0.7, method="geodesic").identity()
-    assert found.metadata["settings"] == {"merge_method": "geodesic", "subject_strength": 0.7, "style_strength": 1.0}
+    assert found.identity() == merge(*parents, 0.7, 0.5, method="geodesic").identity()
+    assert found.metadata["settings"] == {
+        "merge_method": "geodesic", "subject_strength": 0.7, "style_strength": 1.0, "style_blocks": "all 0.5",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

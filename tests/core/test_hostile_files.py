@@ -20,7 +20,7 @@ from soda_core import SodaAdapter, SodaError, fileformat, merge
 from soda_core.errors import FileFormatError
 from soda_core.layer import AdaptedLayer
 from soda_core.merge import interference
-from soda_core.report.inspection import metadata_text, picture
+from soda_core.report.inspection import metadata_text, overview, picture, rows_of
 from soda_core.report.merge import interference_report
 from testbed.hostile import DOCUMENTS, MONSTERS, ODDITIES, Adapter
 from testbed.hostile.bounds import bounded
@@ -46,6 +46,7 @@ def exercise(path: Path, other: SodaAdapter, guard: Callable[[Callable[[], Any]]
         guard(lambda layer=layer, name=name: use(name, layer))
     text = guard(lambda: metadata_text(adapter))
     assert text is None or json.loads(text)["layers"] == len(adapter.layers)
+    guard(lambda: overview(adapter, rows_of(adapter)))
     for method in ("delta", "geodesic"):
         merged = guard(lambda method=method: merge(adapter, other, 0.5, 0.25, method))
         if merged is not None:

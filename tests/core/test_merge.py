@@ -222,15 +222,6 @@ def test_rotation_distance_matches_the_dense_logarithm() -> None:
     assert rotation_distance(a, b) == pytest.approx(float(dense), rel=1e-4)
 
 
-def test_report_is_readable() -> None:
-    W, a, b = adapters()
-    rows = interference(a, b, lambda name: BaseWeight(W))
-    text = interference_report(a, b, rows, merge(a, b, 0.8, 0.6))
-    assert "delta merge: 0.8 x fox + 0.6 x ink" in text
-    assert "1 in both" in text and text.rstrip().endswith("x")
-    assert "connect the base model" in interference_report(a, b, interference(a, b), merge(a, b))
-
-
 def test_report_says_when_the_checkpoints_differ() -> None:
     def trained_on(adapter: SodaAdapter, name: str) -> SodaAdapter:
         return SodaAdapter(adapter.layers, {"base_model": {"name": name, "hash": name, "family": "SDXL 1.0"}})

@@ -499,7 +499,7 @@ def test_the_estimate_is_printed_before_the_first_step(host, model, caplog) -> N
     rotation = sum(R.numel() for layer in result.adapter.layers.values() for R in layer.factors)
     shift = 16 * len(result.adapter.layers)
     counts = f"{rotation + shift:,} trained parameters ({rotation:,} rotation, {shift:,} shift)"
-    assert counts in messages[estimate]
+    assert counts in messages[estimate] and result.adapter.num_parameters == rotation + shift
 
 
 def test_settings_are_saved_whole(host, model) -> None:

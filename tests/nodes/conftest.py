@@ -93,9 +93,16 @@ def training_graph(server: Server, prompt: str = "a sks fox", size: int = 64, co
     return g
 
 
-def sampling(g: Graph, model: tuple[str, int], checkpoint: str, seed: int = 1) -> str:
-    """Two steps at 64 px; returns the id of the node that saves the picture."""
+def sampling(
+    g: Graph, model: tuple[str, int], checkpoint: str, seed: int = 1, hooks: tuple[str, int] | None = None
+) -> str:
+    """Two steps at 64 px, with hooks on the prompts; returns the id of the node that saves the picture."""
     text = g.add("CLIPTextEncode", text="a sks fox", clip=(checkpoint, 1))
+    if hooks:
+        text = g.add(
+            "PairConditioningSetProperties", positive_NEW=(text, 0), negative_NEW=(text, 0), hooks=hooks, strength=1.0,
+            set_cond_area="default",
+        )  # fmt: skip
     latent = g.add("EmptyLatentImage", width=64, height=64, batch_size=1)
     samples = g.add(
         "KSampler", model=model, positive=(text, 0), negative=(text, 0), latent_image=(latent, 0), seed=seed,

@@ -49,6 +49,7 @@ def inspecting_graph(name: str, **strengths: float) -> Graph:
     model = base(g)
     g.load = g.add("SODALoadAdapter", model=(model, 0), adapter_name=name, **{**STRENGTHS, **strengths})
     g.inspect = g.add("SODAInspectAdapter", adapter=(g.load, 2), model=(model, 0))
+    g.portrait = g.add("PreviewImage", images=(g.inspect, 0))
     g.said = g.add("PreviewAny", source=(g.inspect, 1))
     return g
 
@@ -82,7 +83,7 @@ def test_an_oddity_is_loaded_and_inspected_and_cannot_write_the_log(server, trai
     before = len(server.log)
     graph = inspecting_graph(name)
     entry = server.wait(server.submit(graph.nodes), SECONDS)
-    assert server.images(entry, graph.inspect)[0].size[0] == 1024
+    assert server.images(entry, graph.portrait)[0].size[0] == 1024 and entry["outputs"][graph.inspect]["text"]
     said = server.log[before:]
     assert "layers match" in said, "the title is in the log"
     assert "\x1b[31mred" not in said and "\nSODA: all is well" not in said and "\x07" not in said

@@ -16,6 +16,7 @@ NODES = {
     "SODATrainingSettings": "SODA Training Settings",
     "SODALoadAdapter": "Load SODA Adapter",
     "SODAApplyAdapter": "Apply SODA Adapter",
+    "SODAStack": "SODA Stack",
     "SODAMerge": "Merge Subject+Style SODA",
     "SODASaveAdapter": "Save SODA Adapter",
     "SODAExportLoRA": "Export SODA as LoRA",
@@ -84,6 +85,47 @@ def test_at_most_twelve_widgets_at_first_sight_and_the_rest_in_the_settings_node
 
 def _without(options: dict, names: set[str]) -> dict:
     return {key: value for key, value in options.items() if key not in {*names, "optional"}}
+
+
+#: Inputs, optional inputs and outputs of the other nodes, in their order. A saved workflow stores widget values and
+#: output slots by place, a prompt knows inputs by name: new ones come at the end and are optional.
+_STRENGTHS = "strength_model strength_clip mode ignore_base_check"
+INTERFACES = {
+    "SODALoadAdapter": (
+        f"model adapter_name {_STRENGTHS}", "clip blocks", "MODEL CLIP adapter trigger_phrase HOOKS",
+    ),
+    "SODAApplyAdapter": (f"model adapter {_STRENGTHS}", "clip blocks", "MODEL CLIP trigger_phrase HOOKS"),
+    "SODAStack": (
+        "model mode ignore_base_check adapter_1 on_1 model_1 clip_1 blocks_1 more_2", "clip",
+        "MODEL CLIP HOOKS trigger_phrases loaded",
+    ),
+    "SODAMerge": (
+        "subject style subject_strength style_strength method", "model subject_blocks style_blocks", "adapter report",
+    ),
+    "SODASaveAdapter": ("adapter filename_prefix", "preview", "saved_name"),
+    "SODAExportLoRA": (
+        "adapter model filename_prefix by naming strength mode dtype ignore_base_check", "clip", "saved_name report",
+    ),
+    "SODAInspectAdapter": ("adapter", "model", "picture metadata summary"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("node", NODES.keys() - {"SODATrain", "SODATrainingSettings"})
+def test_what_saved_workflows_and_prompts_know_a_node_by_is_frozen(server, node) -> None:
+    info = server.object_info()[node]
+    found = (*(list(info["input"].get(part, {})) for part in ("required", "optional")), info["output_name"])
+    assert found == tuple(names.split() for names in INTERFACES[node])
+
+
+def test_a_stack_s_rows_are_nested_and_frozen_too(server) -> None:
+    inputs, rows = server.object_info()["SODAStack"]["input"]["required"], 1
+    while more := inputs.get(f"more_{rows + 1}"):
+        off, on = more[1]["options"]
+        assert (off["key"], on["key"]) == ("no", "yes") and not any(off["inputs"].values())
+        inputs, rows = on["inputs"]["required"], rows + 1
+        names = [f"{name}_{rows}" for name in ("adapter", "on", "model", "clip", "blocks")]
+        assert list(inputs) == names + [f"more_{rows + 1}"] * (rows < 8)
+    assert rows == 8
 
 
 def test_every_setting_is_an_input_with_what_it_says_of_itself(server) -> None:

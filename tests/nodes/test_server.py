@@ -101,15 +101,18 @@ def test_merge_apply_save_inspect_in_one_graph(server, trained, method) -> None:
     g.picture = sampling(g, (applied, 0), model)
     g.add("SODASaveAdapter", adapter=(merged, 0), filename_prefix=f"merged/{method}")
     inspect = g.add("SODAInspectAdapter", adapter=(merged, 0), model=(model, 0))
+    portrait = g.add("PreviewImage", images=(inspect, 0))
     said = g.add("PreviewAny", source=(inspect, 1))
     report = g.add("PreviewAny", source=(merged, 1))
     entry = server.queue(g.nodes)
     text = entry["outputs"][report]["text"][0]
-    assert f"{method} merge: 0.8 x subject + 0.6 x style" in text and "cosine of the deltas: mean" in text
-    assert server.images(entry, inspect)[0].size[0] == 1024
+    assert text.startswith(f"**{method} merge**\n\n- subject: 0.8 x subject") and "\n- style: 0.6 x style" in text
+    assert "| down " in text and "**Verdict**: " in text.splitlines()[-1] and "connect the base" not in text
+    assert server.images(entry, portrait)[0].size[0] == 1024
+    assert "| down | 8 |" in entry["outputs"][inspect]["text"][0]
     metadata = entry["outputs"][said]["text"][0]
     assert "spectral part off by 0.0" in metadata and metadata.count("attn") >= 8
-    (saved,) = (server.soda / "merged").glob(f"{method}_*")
+    (saved,) = (server.soda / "merged").glob(f"{method}_*.safetensors")
     reloaded = picture(server, loading_graph(f"merged/{saved.name}"))
     (shown,) = server.images(entry, g.picture)
     assert torch.equal(torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).int(), reloaded)

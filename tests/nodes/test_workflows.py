@@ -143,11 +143,12 @@ def test_all_workflows_run_in_the_order_a_user_takes_them(server) -> None:
         assert entry["outputs"][node(prompt, "SODATrain")]["soda_saved"]
     assert len(made) == 2
     server.object_info(refresh=True)
-    prompt = prompt_of(server, "merge_subject_and_style")
-    loaders = [k for k, v in prompt.items() if v["class_type"] == "SODALoadAdapter"]
-    for key, name in zip(loaders, made, strict=True):
-        prompt[key]["inputs"]["adapter_name"] = name
-    assert server.images(server.queue(prompt))
+    for workflow in ("merge_subject_and_style", "subject_early_style_late"):
+        prompt = prompt_of(server, workflow)
+        loaders = [k for k, v in prompt.items() if v["class_type"] == "SODALoadAdapter"]
+        for key, name in zip(loaders, made, strict=True):
+            prompt[key]["inputs"]["adapter_name"] = name
+        assert server.images(server.queue(prompt))
     prompt = prompt_of(server, "load_and_sample")
     set_inputs(prompt, "SODALoadAdapter", adapter_name=made[0])
     assert server.images(server.queue(prompt))
