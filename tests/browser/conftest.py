@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,10 +92,14 @@ def page(request, server, browser) -> Iterator[Ui]:
 
 
 @pytest.fixture
-def ui(page):
-    """The page, in which nothing may go wrong during the test."""
+def ui(page, server):
+    """The page, in which nothing may go wrong during the test; the server is idle afterwards, whatever became of it."""
     page.errors.clear()
     yield page
+    while server.busy:
+        server.connection.post("/queue", {"clear": True})
+        server.interrupt()
+        time.sleep(0.5)
     page.check()
 
 

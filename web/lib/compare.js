@@ -34,6 +34,7 @@ export class Compare {
     this.pictures = pictures;
     this.element.hidden = !pictures.length;
     if (pictures.length) this.#render();
+    else this.strip.replaceChildren();
   }
 
   /** Which side the next click on the strip changes. */
