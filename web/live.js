@@ -43,6 +43,7 @@ function attach(node) {
   const widget = node.addDOMWidget("live", "SODA_LIVE", view.element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true,
     margin: 8,
     getMinHeight: () => HEIGHT,
   });

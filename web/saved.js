@@ -15,6 +15,7 @@ app.registerExtension({
     const widget = node.addDOMWidget("saved", "SODA_SAVED", line, {
       serialize: false,
       hideOnZoom: false,
+      hideInPanel: true,
       margin: 6,
       getMinHeight: () => HEIGHT,
       getMaxHeight: () => HEIGHT,

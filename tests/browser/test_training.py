@@ -81,6 +81,8 @@ def test_twenty_steps_seen_live(ui, server) -> None:
     assert ui.page.locator("img[src*='soda-previews']").count() == 7, "five in the strip, two under the slider, no more"
     ended(ui, server)
     assert node_size(ui) == before, "the node stays as large as it was"
+    width = ui.page.evaluate(f"{VIEW}.clientWidth")
+    assert width > 0.85 * before[0], "also beside the panel that help was opened in"
     ui.shot("trained")
 
 
