@@ -8,6 +8,7 @@ import { showText } from "./lib/text_on_node.js";
 async function refresh(node, name) {
   node.sodaFile = name; // the answer to an older choice may come later than that to a newer one
   let text = "";
+  if (!name) return showText(node, text); // none is chosen yet
   try {
     const answer = await api.fetchApi(`/view_metadata/soda?filename=${encodeURIComponent(name)}`);
     // (nothing for a header above 1 MiB, which the host does not read)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from .conftest import opened, workflow
 from .ui import Ui
 
@@ -80,7 +82,7 @@ def test_twenty_steps_seen_live(ui, server) -> None:
     assert ui.page.locator(".soda-thumb").count() == 5, "before, and every five steps"
     assert ui.page.locator("img[src*='soda-previews']").count() == 7, "five in the strip, two under the slider, no more"
     ended(ui, server)
-    assert node_size(ui) == before, "the node stays as large as it was"
+    assert node_size(ui) == pytest.approx(before, abs=3), "the node stays as large as it was, but for rounded pixels"
     width = ui.page.evaluate(f"{VIEW}.clientWidth")
     assert width > 0.85 * before[0], "also beside the panel that help was opened in"
     ui.shot("trained")
