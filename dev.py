@@ -38,7 +38,7 @@ from testbed.paths import ROOT, cache_root, free_port
 LOCK = ROOT / "requirements-dev.lock"
 BUILD = ("torch", "torchaudio", "torchvision")
 
-#: What ``test`` also runs on the oldest host: where versions differ, and all that a user does in a graph.
+#: What ``test --oldest`` runs on the oldest host: where versions differ, and all that a user does in a graph.
 ON_THE_OLDEST = (
     "tests/host/test_apply.py", "tests/host/test_families.py", "tests/host/test_resume.py",
     "tests/host/test_versions.py", "tests/nodes/test_nodes.py", "tests/nodes/test_workflows.py",
@@ -188,6 +188,10 @@ def stage(name: str, command: list[str | Path], env: dict[str, str]) -> int:
 def test(arguments: list[str]) -> int:
     if arguments[:1] == ["--hosts"]:
         return test_hosts(arguments[1:])
+    if arguments[:1] == ["--oldest"]:
+        python, _ = setup()
+        oldest = environment(fetched(hosts.OLDEST, python))
+        return stage(f"tests on ComfyUI {hosts.OLDEST.version}", [python, "-m", "pytest", *ON_THE_OLDEST], oldest)
     python, host = setup()
     env = environment(host)
     if not arguments:
@@ -201,11 +205,7 @@ def test(arguments: list[str]) -> int:
             ):
                 if code := stage(name, command, {**env, "PYTHONPATH": f"{folder}{os.pathsep}{env['PYTHONPATH']}"}):
                     return code
-    code = stage("tests", [python, "-m", "pytest", *arguments], env)
-    if code or arguments or own_host():
-        return code
-    oldest = environment(fetched(hosts.OLDEST, python))
-    return stage(f"tests on ComfyUI {hosts.OLDEST.version}", [python, "-m", "pytest", *ON_THE_OLDEST], oldest)
+    return stage("tests", [python, "-m", "pytest", *arguments], env)
 
 
 def test_hosts(arguments: list[str]) -> int:

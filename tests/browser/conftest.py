@@ -46,7 +46,7 @@ def find_chromium() -> str | None:
     return own if Path(own).exists() else None
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> str:
     path = find_chromium()
     if path is None:
@@ -54,7 +54,7 @@ def chromium() -> str:
     return path
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(chromium, tmp_path_factory) -> Iterator[Server]:
     if not os.environ.get("COMFYUI_PATH"):
         pytest.skip("COMFYUI_PATH is not set; `python dev.py test` sets it")
@@ -64,8 +64,8 @@ def server(chromium, tmp_path_factory) -> Iterator[Server]:
         yield server
 
 
-# of the package, not the session: within it this thread has a running event loop, which other tests start themselves
-@pytest.fixture(scope="package")
+# of a module, not the session: within it this thread has a running event loop, which other tests start themselves
+@pytest.fixture(scope="module")
 def browser(chromium):
     from playwright.sync_api import sync_playwright
 
@@ -83,7 +83,7 @@ def opened(browser, server: Server, name: str, **settings: object) -> Ui:
     return Ui(context, server.url, name, lambda: server.connection.post("/api/settings", values))
 
 
-@pytest.fixture(scope="package", params=["classic", "nodes2"])
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
 def page(request, server, browser) -> Iterator[Ui]:
     """One page for each way to draw nodes: loading it is most of the time that these tests take."""
     ui = opened(browser, server, request.param, Comfy_VueNodes_Enabled=request.param == "nodes2")

@@ -90,7 +90,7 @@ def test_what_is_not_the_same_run_is_refused_with_all_that_differs(host, model) 
            settings={"seed": 2, "loss": "dco"})  # fmt: skip
     refuse(host, model, r"another one: steps \(2 are done, asked for are 1\)", continue_from=choice,
            settings={"steps": 1})  # fmt: skip
-    refuse(host, model, r"training_dtype \(was 'fp32', is 'bf16'\)", continue_from=choice, dtype="bf16")
+    refuse(host, model, r"training_dtype \(was 'fp32', is 'bf16'\)", continue_from=choice, training_dtype="bf16")
     data = host.core("host.training").TrainingData
     for given, name in (
         (data([latents(model, seed=1)], [conditioning(PRESET)]), "latents"),

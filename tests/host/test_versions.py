@@ -62,7 +62,7 @@ def test_a_cancel_while_memory_is_estimated_is_taken(host, monkeypatch) -> None:
     monkeypatch.setattr(training.Run, "memory", cancelled)
     model = host.model("sd15-min")
     settings = host.core("training.settings").TrainSettings(**SETTINGS)
-    options = training.RunOptions(filename_prefix="v/cancelled", on_step=stepped.append)
+    options = training.RunOptions(filename_prefix="v/estimated", on_step=stepped.append)
     with torch.inference_mode(), pytest.raises(mm.InterruptProcessingException):
         training.train_in_graph(model, data_of(host, FAMILIES[0], model), settings, options)
-    assert not stepped and not [name for name in host.core("host.folders").adapter_names() if "cancelled" in name]
+    assert not stepped and not [name for name in host.core("host.folders").adapter_names() if "estimated" in name]
