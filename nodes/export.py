@@ -78,4 +78,4 @@ class SodaExportLora(io.ComfyNode):
         made = export_adapter(model, clip, adapter, LoraSettings(**by, **settings), ignore_base_check)
         name = folders.save_lora(made, filename_prefix)
         text = made.report.text(name)
-        return io.NodeOutput(name, text, ui=saved_files(folders.LORAS, name))
+        return io.NodeOutput(name, text, ui={"text": (text,), **saved_files(folders.LORAS, name)})

@@ -134,7 +134,7 @@ def test_the_file_says_what_managers_show_and_brings_its_graph(server, trained) 
         ({"by": "exact", "naming": "diffusers"}, "diffusers reads no full differences"),
         ({"by": "exact", "strength": 0.0}, "strength must be a number other than 0"),
         ({"by": "exact", "filename_prefix": "../out"}, "is not allowed"),
-        ({"by": "exact", "checkpoint": "sd3.safetensors"}, "no layer of fox is in this base model"),
+        ({"by": "exact", "checkpoint": "sd3.safetensors"}, "no layer of fox_00001 is in this base model"),
         ({"by": "rank", "by.rank": 0}, "rank"),
     ],
 )

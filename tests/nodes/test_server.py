@@ -167,12 +167,12 @@ def test_progress_and_a_second_prompt_after_the_first(server) -> None:
     (file,) = entry["outputs"][g.train]["soda_saved"]
     assert file == {"name": name, "filename": name, "subfolder": "", "type": "soda"}
     told = [(when, data) for when, kind, data in events if kind == "soda.training"]
-    assert told[-1][1]["status"] == "done" and told[-1][1]["saved"] == name
-    assert [picture["step"] for picture in told[-1][1]["pictures"]] == [0, 3, 6]
-    assert all(server.view(picture) for picture in told[-1][1]["pictures"])
-    assert len(told) <= 2 * (told[-1][0] - told[0][0]) + 2, "not more often than twice a second"
+    # (the last word is sent up to half a second later, when this client has gone: it is kept for whoever opens a page)
     (kept,) = [state for state in server.connection.json("/soda/trainings") if state["id"] == told[-1][1]["id"]]
-    assert kept == told[-1][1], "who opens a page sees it"
+    assert kept["status"] == "done" and kept["saved"] == name
+    assert [picture["step"] for picture in kept["pictures"]] == [0, 3, 6]
+    assert all(server.view(picture) for picture in kept["pictures"])
+    assert len(told) <= 2 * (told[-1][0] - told[0][0]) + 2, "not more often than twice a second"
     first = server.submit(training_graph(server, seed=12).nodes)
     second = server.submit(training_graph(server, seed=13).nodes)
     for prompt in (first, second):
