@@ -7,6 +7,7 @@
     python dev.py test [ARGS]      lint, type-check and test; with ARGS only pytest with these arguments
     python dev.py test --hosts     every test that needs a ComfyUI, on each version in testbed/hosts.py; writes the
                                    table of docs/hosts.md. Version numbers and ARGS after it choose hosts and tests
+    python dev.py test --oldest    of these the ones that matter most, on the oldest version
     python dev.py serve [ARGS]     a ComfyUI for the browser, with the demo's model, pictures and workflows
     python dev.py python ARGS      the environment's Python
     python dev.py bench [NAME]     run benchmarks/NAME.py
@@ -189,9 +190,7 @@ def test(arguments: list[str]) -> int:
     if arguments[:1] == ["--hosts"]:
         return test_hosts(arguments[1:])
     if arguments[:1] == ["--oldest"]:
-        python, _ = setup()
-        oldest = environment(fetched(hosts.OLDEST, python))
-        return stage(f"tests on ComfyUI {hosts.OLDEST.version}", [python, "-m", "pytest", *ON_THE_OLDEST], oldest)
+        return test_hosts([hosts.OLDEST.version, *ON_THE_OLDEST])
     python, host = setup()
     env = environment(host)
     if not arguments:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..pictures import from_image
 from .dataset import TrainingData
 from .session import TrainingSession
 
@@ -48,7 +49,7 @@ def sample(session: TrainingSession, data: TrainingData, positive: Any, like: Te
 def _with_vae(vae: Any, samples: Tensor) -> Image.Image:
     pixels = vae.decode(samples)[0]
     pixels = pixels[0] if pixels.ndim == 4 else pixels
-    return Image.fromarray(pixels.clamp(0, 1).mul(255).byte().cpu().numpy())
+    return from_image(pixels[None])
 
 
 def _rough(space: Any, samples: Tensor) -> Image.Image | None:
