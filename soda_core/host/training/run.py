@@ -265,11 +265,14 @@ class Run:
         options, step = self.options, self.progress.step
         like = self.examples.pictures.groups[0][0].latent
         self.trainable.begin_step()
-        for number, prompt in enumerate(preview.prompts(self.data)):
-            try:
-                picture = preview.sample(self.session, self.data, prompt, like, options.preview_steps)
-            finally:
-                self._load()
+        try:
+            pictures = [
+                preview.sample(self.session, self.data, prompt, like, options.preview_steps)
+                for prompt in preview.prompts(self.data)
+            ]
+        finally:
+            self._load()
+        for number, picture in enumerate(pictures):
             if picture is None:
                 continue
             if number == 0:
