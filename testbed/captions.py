@@ -12,6 +12,7 @@ from testbed.text_encoder import encode, padded, weights
 from testbed.world.scene import Scene, caption
 
 UNCONDITIONAL = 0.1  #: share of captions left empty, for guidance
+NAMED = 0.5  #: share of captions that say which of its class a thing is
 
 
 class Captions:
@@ -42,11 +43,16 @@ class Captions:
 def captions_of(
     scenes: list[Scene], rows: Tensor, generator: torch.Generator, unconditional: float = UNCONDITIONAL
 ) -> list[str]:
-    """Words for some of the scenes, now and then none."""
+    """Words for some of the scenes, now and then none.
+
+    Half of them name the glyph ("a tulip"), the others its class ("a flower"): a name that means one thing is learnt
+    sooner than one that means several.
+    """
     random = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
     texts = []
     for row in rows.tolist():
         scene = scenes[row]
         empty = random.random() < unconditional
-        texts.append("" if empty else caption(random, scene.kind, scene.style, scene.background))
+        thing = scene.glyph if random.random() < NAMED else scene.kind
+        texts.append("" if empty else caption(random, thing, scene.style, scene.background))
     return texts

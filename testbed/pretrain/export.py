@@ -14,7 +14,7 @@ from testbed.checkpoints import Parts, write
 from testbed.checkpoints.diffusion import MMDiT
 from testbed.pretrain import latents
 from testbed.pretrain.loop import finished
-from testbed.text_encoder import weights
+from testbed.text_encoder import weights as text_encoder_weights
 
 #: a third of the model's numbers turn a noise level into shifts, scales and gates; they need the least precision
 COARSE, COARSE_BITS = "adaLN_modulation", 6
@@ -24,9 +24,11 @@ AUTOENCODER, MODEL, CLASSIFIER = "autoencoder", "model", "classifier"
 def export(work: Path) -> None:
     """Files in ``work/export`` and ``checkpoint.safetensors`` beside them."""
     folder = work / "export"
-    codec = {name: value for name, value in finished(work / AUTOENCODER).items() if not name.startswith("style.")}
-    codec |= latents.host_scalars(latents.known(work))
-    pack(folder, {AUTOENCODER: codec, **{name: finished(work / name) for name in (MODEL, CLASSIFIER)}})
+    weights = {name: finished(work / name) for name in (AUTOENCODER, MODEL, CLASSIFIER)}
+    for part, helper in ((AUTOENCODER, "style."), (MODEL, "asked.")):
+        weights[part] = {name: value for name, value in weights[part].items() if not name.startswith(helper)}
+    weights[AUTOENCODER] |= latents.host_scalars(latents.known(work))
+    pack(folder, weights)
     path = write(folder / "checkpoint.safetensors", parts(folder), note="knows the pictures of testbed/world")
     print(f"as a checkpoint: {path}")
 
@@ -61,7 +63,7 @@ def parts(folder: Path) -> Parts:
 
 
 def _text_encoder() -> dict[str, Tensor]:
-    tensors = weights()
+    tensors = text_encoder_weights()
     width = len(tensors["text_model.final_layer_norm.weight"])
     # pooled, a text says nothing: the model does not ask
     return tensors | {"text_projection.weight": tensors["text_model.final_layer_norm.bias"][:1].expand(width, width)}

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The model's pictures as latents, kept on disk in parts: drawing and encoding them takes longer than a safe point."""
+"""The model's pictures as latents, and what the classifier sees in them.
+
+Kept on disk in parts: drawing and encoding them takes longer than a safe point.
+"""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from testbed.checkpoints.presets import FAMILIES
+from testbed.classifier import Classifier, load_classifier
 from testbed.pretrain import autoencoder
 from testbed.pretrain.compute import Compute, use_threads
 from testbed.pretrain.data import SIDE, Stream, drawn, floats, scenes_of
@@ -29,9 +35,13 @@ class Latents:
 
     Attributes:
         values: float16 of shape (n, 16, 24, 24).
+        parts: float16 features of the pictures' parts, (n, 128, 12, 12).
+        shapes: float16 features of larger parts, (n, 256, 6, 6).
     """
 
     values: Tensor
+    parts: Tensor
+    shapes: Tensor
     scenes: list[Scene]
     middle: float
     deviation: float
@@ -39,6 +49,19 @@ class Latents:
     def normal(self, rows: Tensor) -> Tensor:
         """Some latents as the model sees them, float32."""
         return (self.values[rows].float() - self.middle) / self.deviation
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """What the classifier sees at each token's place, of unit deviation: (len(rows), 144, 384)."""
+        parts, shapes = (
+            (values[rows].float() - middle) / deviation
+            for values, (middle, deviation) in zip((self.parts, self.shapes), self._feature_statistics, strict=True)
+        )
+        return torch.cat([parts, F.interpolate(shapes, scale_factor=2.0)], 1).flatten(2).mT
+
+    @cached_property
+    def _feature_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        some = (values[:PART].float() for values in (self.parts, self.shapes))
+        return [(s.mean((0, 2, 3), keepdim=True), s.std((0, 2, 3), keepdim=True) + 1e-3) for s in some]
 
     def raw(self, normal: Tensor) -> Tensor:
         """The model's latents as the decoder takes them."""
@@ -52,22 +75,35 @@ def known(work: Path, count: int | None = None) -> Latents:
     compute = Compute.find()
     codec = autoencoder.load(work).to(compute.device)
     compute = compute.faster(lambda: codec.taesd_encoder(torch.rand(BATCH, 3, SIDE, SIDE, device=compute.device)))
-    parts: list[Tensor] = []
+    classifier = load_classifier().to(compute.device)
+    made: list[dict[str, Tensor]] = []
 
-    def encoded(start: int) -> Tensor:
-        pictures = drawn(STREAM, start, PART)
+    def encoded(start: int) -> dict[str, Tensor]:
+        found: list[tuple[Tensor, ...]] = []
         with torch.no_grad(), compute.autocast():
-            values = [codec.taesd_encoder(floats(some).to(compute.device)) for some in pictures.split(BATCH)]
-        return torch.cat(values).half().cpu()
+            for some in drawn(STREAM, start, PART).split(BATCH):
+                pictures = floats(some).to(compute.device)
+                found.append((codec.taesd_encoder(pictures), *features(classifier, pictures)))
+        values = (torch.cat(some).half().cpu() for some in zip(*found, strict=True))
+        return dict(zip(("values", "parts", "shapes"), values, strict=True))
 
     folder = work / f"latents-{autoencoder.fingerprint(work, autoencoder.ENCODER)}"
     for start in range(0, count, PART):
-        parts.append(kept(folder / f"{start:06}.safetensors", lambda at=start: {"latents": encoded(at)})["latents"])
+        made.append(kept(folder / f"{start:06}.safetensors", lambda at=start: encoded(at)))
         print(f"latents: {start + PART} of {count}", flush=True)
-    values = torch.cat(parts)
+    tensors = {name: torch.cat([part[name] for part in made]) for name in made[0]}
     # of the first part alone, which every later run has too
-    middle, deviation = float(parts[0].float().mean()), float(parts[0].float().std())
-    return Latents(values, list(itertools.islice(scenes_of(STREAM), len(values))), middle, deviation)
+    first = made[0]["values"].float()
+    scenes = list(itertools.islice(scenes_of(STREAM), len(tensors["values"])))
+    return Latents(**tensors, scenes=scenes, middle=float(first.mean()), deviation=float(first.std()))
+
+
+def features(classifier: Classifier, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """What the classifier sees in pictures (n, 3, SIDE, SIDE) of 0..1, at two sizes of parts."""
+    small = F.avg_pool2d(pictures, 2 // classifier.fold)  # a network that folds nothing knows pictures of half the side
+    low = classifier.stem(F.pixel_unshuffle(small * 2 - 1, classifier.fold))
+    parts = classifier.middle(low)
+    return parts, classifier.top(parts)
 
 
 def host_scalars(latents: Latents) -> dict[str, Tensor]:
