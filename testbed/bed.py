@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 
 from testbed.captions import Captions
+from testbed.checkpoints.presets import FAMILIES
 from testbed.classifier import Predictions, load_classifier
 from testbed.host import import_host
-from testbed.pretrain.unet import SD_SCALE, sampled
+from testbed.pretrain.flow import sampled
+from testbed.text_encoder import filled
 from testbed.world.render import SIDE, images
 from testbed.world.tasks import Task
+
+CHANNELS = FAMILIES["sd3"].latent
+POOLED = 2048  #: numbers that the host has of a whole text, CLIP-L's and CLIP-G's
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,10 @@ class TestBed:
             self.patcher, _, self.vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_clip=False)
             comfy.model_management.load_models_gpu([self.patcher])
         self.vae.first_stage_model.requires_grad_(False)
-        self.unet = self.patcher.model.diffusion_model.float()
+        self.model = self.patcher.model.diffusion_model.float()
+        self.latent_format = self.patcher.model.latent_format
         self.fast = fast
-        if fast:
-            self.unet.to(memory_format=torch.channels_last)
-        self.device = next(self.unet.parameters()).device
+        self.device = next(self.model.parameters()).device
         self.captions, self.classifier = Captions(), load_classifier()
 
     # ------------------------------------------------------------------------------------------------------- data
@@ -78,14 +82,22 @@ class TestBed:
             sampled = self.sample(None, texts, seed=1).movedim(1, -1)
             own = {
                 "class_latents": [{"samples": self.vae.encode(sampled)}],
-                "class_positive": [[[cond[None], {}] for cond in self.captions(texts)]],
+                "class_positive": [self.conditioning(texts)],
             }
         return TrainingData(
             **own,
             latents=[{"samples": latents}],
-            positive=[[[cond[None], {}] for cond in self.captions(captions)]],
-            base_positive=[[[cond[None], {}] for cond in self.captions(plain)]],
+            positive=[self.conditioning(captions)],
+            base_positive=[self.conditioning(plain)],
         )
+
+    def context(self, texts: Sequence[str]) -> Tensor:
+        """What the model is told of texts: (len(texts), 77, 4096)."""
+        return filled(self.captions(list(texts)))
+
+    def conditioning(self, texts: Sequence[str]) -> list[Any]:
+        """Of texts as the host has it. SD3's family asks for a pooled vector, which is zero here."""
+        return [[context[None], {"pooled_output": torch.zeros(1, POOLED)}] for context in self.context(texts)]
 
     def references(self, task: Task, style: str = "flat", count: int = 32) -> Predictions:
         """The classifier on fresh real pictures of a subject in a style, through the autoencoder as samples are."""
@@ -105,7 +117,7 @@ class TestBed:
         }
 
     def _layer(self, name: str) -> torch.nn.Module:
-        return self.unet.get_submodule(name.removeprefix("diffusion_model."))
+        return self.model.get_submodule(name.removeprefix("diffusion_model."))
 
     # --------------------------------------------------------------------------------------------------- sampling
 
@@ -118,18 +130,20 @@ class TestBed:
         steps: int = 16,
         guidance: float = 3.0,
     ) -> Tensor:
-        """Pictures (n, 3, SIDE, SIDE) in 0..1 by DDIM.
+        """Pictures (n, 3, SIDE, SIDE) in 0..1 by Euler's steps.
 
         Picture i of a seed starts from the same noise for every method.
         """
         noise = torch.stack([
-            torch.randn(4, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(seed * 10007 + i))
+            torch.randn(
+                CHANNELS, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(seed * 10007 + i)
+            )
             for i in range(len(texts))
         ])  # fmt: skip
         with self._changed(deltas or {}), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
-            inputs = (noise, self.captions(list(texts)), self.captions([""]))
-            x = sampled(self.unet, *(part.to(self.device) for part in inputs), steps, guidance)
-        return self.vae.decode(x.float() / SD_SCALE).movedim(-1, 1).clamp(0, 1)
+            inputs = (noise, self.context(texts), self.context([""]))
+            x = sampled(self.model, *(part.to(self.device) for part in inputs), steps, guidance)
+        return self.vae.decode(self.latent_format.process_out(x.float())).movedim(-1, 1).clamp(0, 1)
 
     @contextmanager
     def _changed(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:

@@ -16,23 +16,19 @@ NAMED = 0.5  #: share of captions that say which of its class a thing is
 
 
 class Captions:
-    """Encodes texts. The tokenizer is the host's.
+    """Encodes texts. The tokenizer is the host's."""
 
-    Args:
-        normed: see :func:`testbed.text_encoder.encode`.
-    """
-
-    def __init__(self, normed: bool = True) -> None:
+    def __init__(self) -> None:
         import_host()
         from comfy.sd1_clip import SDTokenizer
 
         self.tokenizer = SDTokenizer().tokenizer
-        self.weights, self.normed = weights(), normed
+        self.weights = weights()
         self.known: dict[str, list[int]] = {}
 
     def __call__(self, texts: list[str]) -> Tensor:
         """(len(texts), 77, 768)"""
-        return encode(torch.tensor([self._tokens(text) for text in texts]), self.weights, self.normed)
+        return encode(torch.tensor([self._tokens(text) for text in texts]), self.weights)
 
     def _tokens(self, text: str) -> list[int]:
         if text not in self.known:

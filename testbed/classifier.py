@@ -19,20 +19,16 @@ from testbed.world.vocabulary import BACKGROUNDS, CLASSES, GLYPHS
 
 CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES = tuple(CLASSES), tuple(GLYPHS), tuple(PAINTERS)
 _class_of = torch.tensor([CLASS_NAMES.index(GLYPHS[name][0]) for name in GLYPH_NAMES])
+FOLD = 2  #: so many pixels a side are folded into channels first
 LOGIT_SCALE = 16.0  #: cosines to glyphs are this much sharpened before the softmax
 
 
 class Classifier(nn.Module):
-    """A small convolutional network on pictures (n, 3, side, side) in 0..1.
+    """A small convolutional network on pictures (n, 3, side, side) in 0..1."""
 
-    Args:
-        fold: so many pixels a side are folded into channels first: 1 for pictures of 96 pixels a side, 2 for 192.
-    """
-
-    def __init__(self, fold: int = 1) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.fold = fold
-        self.stem = nn.Sequential(_down(3 * fold**2, 32), _down(32, 64))
+        self.stem = nn.Sequential(_down(3 * FOLD**2, 32), _down(32, 64))
         self.middle = nn.Sequential(_down(64, 128), _Residual(128))
         self.top = nn.Sequential(_down(128, 256), _Residual(256))
         self.embed = nn.Linear(256, 128)
@@ -41,10 +37,16 @@ class Classifier(nn.Module):
         self.style = nn.Linear(64 + 128 + 256, len(STYLE_NAMES))
         self.background = nn.Linear(64 + 128 + 256, len(BACKGROUNDS))
 
-    def forward(self, pictures: Tensor) -> Predictions:
-        low = self.stem(F.pixel_unshuffle(pictures * 2 - 1, self.fold))
+    def features(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is seen in ever larger parts: (n, 64, side / 8, side / 8), (n, 128, side / 16, side / 16) and
+        (n, 256, side / 32, side / 32)."""
+        low = self.stem(F.pixel_unshuffle(pictures * 2 - 1, FOLD))
         middle = self.middle(low)
-        top = self.top(middle).mean((2, 3))
+        return low, middle, self.top(middle)
+
+    def forward(self, pictures: Tensor) -> Predictions:
+        low, middle, top = self.features(pictures)
+        top = top.mean((2, 3))
         everything = torch.cat([low.mean((2, 3)), middle.mean((2, 3)), top], 1)
         embedding = F.normalize(self.embed(top), dim=1)
         glyph = LOGIT_SCALE * embedding @ F.normalize(self.glyph.weight, dim=1).mT

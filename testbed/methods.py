@@ -1,8 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The methods that are compared, at two budgets of trainable parameters, on the base model's 48 attention layers.
+"""The methods that are compared, at two budgets of trainable parameters, on the base model's 15 attention layers.
 
-36 of these layers have 320 inputs and 12 have 768; all have 320 outputs. The small budget is SVDiff's one number per
-singular value (15,360), the large one OFT's with blocks of 16 (155,520); sizes are chosen to come within about a tenth.
+All of these have 256 inputs: a fused projection to queries, keys and values (768 outputs) for text and for picture in
+each of four blocks, and one behind the attention (256 outputs), which the last block's text does without. The small
+budget is SVDiff's one number per singular value (3,840), the large one that of a LoRA of rank 3, 2 behind the attention
+(31,744). Sizes are chosen to come within a tenth:
+
+    ==============  =====  ======
+    method          small   large
+    ==============  =====  ======
+    SODA-SVD, -QR   4,200  34,170
+    SODA-SVD curve  3,840  30,570
+    rotation only   3,600  30,330
+    shift only      3,840
+    LoRA            4,096  31,744
+    LoKr            3,904  32,624
+    OFT             3,968  28,800
+    BOFT            3,584  34,816
+    ==============  =====  ======
+
 Parameters are degrees of freedom: an orthogonal k x k matrix counts k (k - 1) / 2, however it is stored.
 """
 
@@ -14,17 +30,16 @@ from typing import Any, Literal
 
 Budget = Literal["small", "large"]
 
-#: factor sizes by number of inputs, beside a shift for every singular value; alone
-SODA_SMALL = {320: (2, 4, 4, 2, 5), 768: (3, 4, 4, 4, 4)}
-SODA_LARGE = {320: (4, 80), 768: (12, 64)}
-ROTATION_SMALL = {320: (16, 20), 768: (4, 8, 24)}
-ROTATION_LARGE = {320: (4, 80), 768: (8, 96)}
+#: factor sizes by number of inputs, beside a shift for every singular value; beside a curve or alone; for all three
+SODA_SMALL = {256: (4, 4, 4, 4)}
+ROTATION_SMALL = {256: (16, 16)}
+SODA_LARGE = {256: (4, 64)}
 
 #: a shift of its own for every singular value, as in the paper; a curve over the singular values
 INDEPENDENT: dict[str, Any] = {"decomposition": "svd", "shift_knots": 0}
 CURVE: dict[str, Any] = {"decomposition": "svd", "shift_knots": 16}
-WIDE = [".attn2.to_k", ".attn2.to_v"]  #: the layers with 768 inputs
-NARROW = [".attn1.to_q", ".attn1.to_k", ".attn1.to_v", ".attn1.to_out.0", ".attn2.to_q", ".attn2.to_out.0"]
+QKV, PROJ = [".attn.qkv"], [".attn.proj"]  #: endings of the layers' names
+ALL = [""]
 
 
 @dataclass(frozen=True)
@@ -57,56 +72,61 @@ class Method:
 def _lora_small() -> list[tuple[list[str], Any]]:
     from peft import LoraConfig
 
-    # rank 1 on all layers is twice the budget
-    return [([".attn1.to_q", ".attn1.to_v", ".attn2.to_v"], LoraConfig(r=1, lora_alpha=1))]
+    # rank 1 on all layers is three times the budget
+    return [([".x_block.attn.qkv"], LoraConfig(r=1, lora_alpha=1))]
+
+
+def _lora_large() -> list[tuple[list[str], Any]]:
+    from peft import LoraConfig
+
+    return [(QKV, LoraConfig(r=3, lora_alpha=3)), (PROJ, LoraConfig(r=2, lora_alpha=2))]
 
 
 def lora_rank_4() -> list[tuple[list[str], Any]]:
+    """On the layers of any model: what speed and memory are compared with."""
     from peft import LoraConfig
 
-    return [([*NARROW, *WIDE], LoraConfig(r=4, lora_alpha=4))]
+    return [(ALL, LoraConfig(r=4, lora_alpha=4))]
 
 
 def _lokr_small() -> list[tuple[list[str], Any]]:
     from peft import LoKrConfig
 
-    return [([*NARROW, *WIDE], LoKrConfig(r=1, alpha=1, decompose_factor=-1))]
+    return [(ALL, LoKrConfig(r=2, alpha=2, decompose_factor=8))]
 
 
 def _lokr_large() -> list[tuple[list[str], Any]]:
     from peft import LoKrConfig
 
-    return [([*NARROW, *WIDE], LoKrConfig(r=17, alpha=17, decompose_factor=4))]
+    return [(ALL, LoKrConfig(r=11, alpha=11, decompose_factor=4))]
 
 
 def _oft_small() -> list[tuple[list[str], Any]]:
     from peft import OFTConfig
 
     return [
-        (NARROW, OFTConfig(r=0, oft_block_size=2, use_cayley_neumann=False)),
-        (WIDE, OFTConfig(r=0, oft_block_size=3, use_cayley_neumann=False)),
+        (QKV, OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False)),
+        (PROJ, OFTConfig(r=0, oft_block_size=2, use_cayley_neumann=False)),
     ]
 
 
 def _oft_large() -> list[tuple[list[str], Any]]:
     from peft import OFTConfig
 
-    return [([*NARROW, *WIDE], OFTConfig(r=0, oft_block_size=16, use_cayley_neumann=False))]
+    return [(ALL, OFTConfig(r=0, oft_block_size=16, use_cayley_neumann=False))]
 
 
 def _boft_small() -> list[tuple[list[str], Any]]:
     from peft import BOFTConfig
 
-    # its scale per output alone is the budget when all layers have one
-    return [
-        ([".attn1.to_v", ".attn1.to_out.0", ".attn2.to_v"], BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=2)),
-    ]
+    # its scale per output alone is twice the budget when all layers have one
+    return [(PROJ, BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=2))]
 
 
 def _boft_large() -> list[tuple[list[str], Any]]:
     from peft import BOFTConfig
 
-    return [([*NARROW, *WIDE], BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2))]
+    return [(ALL, BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2))]
 
 
 METHODS = {
@@ -120,9 +140,9 @@ METHODS = {
         Method("SODA-QR", "large", {"decomposition": "qr", "factor_sizes": SODA_LARGE}),
         Method("shift only", "small", {**INDEPENDENT, "train": "shift only"}),
         Method("rotation only", "small", {"train": "rotation only", "factor_sizes": ROTATION_SMALL}),
-        Method("rotation only", "large", {"train": "rotation only", "factor_sizes": ROTATION_LARGE}),
+        Method("rotation only", "large", {"train": "rotation only", "factor_sizes": SODA_LARGE}),
         Method("LoRA", "small", peft=_lora_small),
-        Method("LoRA", "large", peft=lora_rank_4),
+        Method("LoRA", "large", peft=_lora_large),
         Method("LoKr", "small", peft=_lokr_small),
         Method("LoKr", "large", peft=_lokr_large),
         Method("OFT", "small", peft=_oft_small),

@@ -3,7 +3,7 @@
 
 It need not understand text, only tell words apart, so it is as cheap as it can be: every token has random signs for an
 embedding, the first layer adds the mean of the words so far, turned by a random sign matrix, and the other layers pass
-everything through. The UNet learns what the words mean.
+everything through. The model learns what the words mean.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from testbed.checkpoints.diffusion import MMDiT
 from testbed.checkpoints.text_encoders import clip_l
 
 TOKENS, POSITIONS, WIDTH = 49408, 77, 768
@@ -59,19 +60,23 @@ def weights() -> dict[str, Tensor]:
     return tensors
 
 
-def encode(tokens: Tensor, tensors: dict[str, Tensor], normed: bool = True) -> Tensor:
+def encode(tokens: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """What the host's CLIP makes of token numbers, without the layers that do nothing. (n, 77) -> (n, 77, 768).
 
-    Args:
-        normed: SD 1.5 takes the last layer through the final norm, SD3 the last but one as it is.
+    SD3 takes the last layer but one as it is, without the final norm.
     """
     x = F.embedding(tokens, tensors[_TOKEN]).float() + tensors[_POSITION].float()
     so_far = F.layer_norm(x, (WIDTH,)).cumsum(1) / torch.arange(1, POSITIONS + 1)[:, None]
-    out = x + so_far @ tensors[_OUT].float().mT
-    return F.layer_norm(out, (WIDTH,)) if normed else out
+    return x + so_far @ tensors[_OUT].float().mT
+
+
+def filled(values: Tensor) -> Tensor:
+    """What CLIP-L says of a token, (..., 768), filled up with zeros to the width of SD3's other encoder, as the host
+    does: (..., 4096)."""
+    return F.pad(values, (0, MMDiT.context - WIDTH))
 
 
 def padded(words: Sequence[int]) -> list[int]:
-    """Token numbers of a text with start and end, filled up with the end token as SD1.5 does."""
+    """Token numbers of a text with start and end, filled up with the end token as CLIP-L's are."""
     row = [START, *words[: POSITIONS - 2], END]
     return row + [END] * (POSITIONS - len(row))

@@ -85,6 +85,8 @@ PRESETS: dict[str, tuple[str, UNet | MMDiT | Flux | Flux2 | Wan]] = {
     "sd3-d2": ("sd3", MMDiT(2)),
     "sd3-d4": ("sd3", MMDiT(4)),
     "sd35-d4": ("sd3", MMDiT(4, query_key_norm=True)),
+    # the demo's base model, see demo/model
+    "demo": ("sd3", MMDiT(4, vector=False, query_key_norm=True)),
     # with what the real ones have too: a table of positions, and medium's second attention
     "sd3-d2-positions": ("sd3", MMDiT(2, positions=16)),
     "sd35-d2-dual": ("sd3", MMDiT(2, query_key_norm=True, positions=16, dual=1)),

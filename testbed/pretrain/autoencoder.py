@@ -8,20 +8,19 @@ so that it can draw what the model has never seen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from testbed import model_files
 from testbed.checkpoints.presets import FAMILIES
 from testbed.host import import_host
 from testbed.pretrain.compute import Compute
-from testbed.pretrain.data import EVERYTHING, SIDE, Stream, floats, pictures
+from testbed.pretrain.data import EVERYTHING, Stream, floats, pictures
 from testbed.pretrain.loop import Plan, batch_of, finished, fit, sheet
+from testbed.world.render import SIDE
 from testbed.world.styles import PAINTERS
 from testbed.world.vocabulary import STYLES
 
@@ -37,65 +36,24 @@ PICTURES, HELD_BACK, TEST = 6000, 32, 64
 CROP, LATE_CROP = 64, 96
 #: latents of about unit deviation get noise of up to this deviation before decoding: the model's are not exact either
 LATENT_NOISE = 0.2
-KEPT = 4  #: channels of the autoencoder that this one begins with
-NEW = 0.3  #: the decoder's first weights for the other channels, against usual ones
 
 
 def build() -> nn.Module:
-    """The host's TAESD of 16 channels, with fresh weights."""
+    """The host's TAESD of 16 channels, with the shipped weights."""
     import_host()
     from comfy.taesd.taesd import TAESD
 
     module = TAESD(latent_channels=CHANNELS)
-    for conv in module.modules():
-        if isinstance(conv, nn.Conv2d):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+    module.load_state_dict(model_files.load(model_files.AUTOENCODER))
     for scalar in (module.vae_scale, module.vae_shift):
         scalar.requires_grad_(False)
     return module.to(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
-def begin(module: nn.Module, start: Mapping[str, Tensor], pictures: Tensor) -> None:
-    """Begin with the weights of an autoencoder of fewer channels.
-
-    The first four channels stay as they are. Random ones beside them would stay unused: the decoder does without. So
-    the others begin with what the encoder's last features say beyond those four: their principal directions.
-
-    Args:
-        start: weights of a TAESD.
-        pictures: some to find the directions with, (n, 3, side, side) in 0..1; nothing held out.
-    """
-    last, first = module.taesd_encoder[-1], module.taesd_decoder[1]
-    for name, parameter in module.named_parameters():
-        if name in start and not name.startswith(("taesd_encoder.14.", "taesd_decoder.1.")):
-            parameter.copy_(start[name])
-    kernel, bias = (start[f"taesd_encoder.14.{part}"][:KEPT] for part in ("weight", "bias"))
-    features = pictures
-    for layer in list(module.taesd_encoder)[:-1]:
-        features = layer(features)
-    known = F.conv2d(features, kernel, bias, padding=1)
-    rows, known = (t.movedim(1, -1).flatten(0, 2).double() for t in (features, known))
-    known = torch.cat([known, torch.ones(len(known), 1)], 1)
-    told = torch.linalg.lstsq(known, rows).solution  # what the four say of the features, (5, 64)
-    variances, directions = torch.linalg.eigh(torch.cov((rows - known @ told).mT))
-    more = CHANNELS - KEPT
-    reading = (directions[:, -more:] / variances[-more:].clamp(min=1e-8).sqrt()).mT.flip(0)
-    middle = torch.zeros(more, *kernel.shape[1:])
-    middle[:, :, 1, 1] = reading.float()
-    less = (reading @ told.mT).float()  # (more, 5)
-    last.weight.copy_(torch.cat([kernel, middle - torch.einsum("mk,kcij->mcij", less[:, :KEPT], kernel)]))
-    last.bias.copy_(torch.cat([bias, -less[:, :KEPT] @ bias - less[:, KEPT]]))
-    first.weight.mul_(NEW)[:, :KEPT] = start["taesd_decoder.1.weight"][:, :KEPT]
-    first.bias.copy_(start["taesd_decoder.1.bias"])
-
-
 def load(work: Path) -> nn.Module:
     """The trained autoencoder, frozen."""
     codec = build()
-    codec.load_state_dict(finished(work / "autoencoder"), strict=False)
+    codec.load_state_dict(finished(work / "autoencoder"), strict=False)  # the host's scalars are not trained
     return codec.requires_grad_(False).eval()
 
 
@@ -187,12 +145,6 @@ def sharpness(batch: Tensor) -> Tensor:
     return sum(d.abs().mean((1, 2, 3)) for d in _slopes(batch))  # type: ignore[return-value]
 
 
-def _start(work: Path) -> Mapping[str, Tensor]:
-    """Weights to begin with: those in the work folder, or the shipped ones."""
-    own = work / "start.safetensors"
-    return load_file(own) if own.exists() else model_files.load(model_files.AUTOENCODER)
-
-
 def train(work: Path, plan: Plan = PLAN) -> None:
     data, scenes = pictures(STREAM, PICTURES, work)
     test, test_scenes = pictures(TEST_STREAM, TEST, work)
@@ -200,7 +152,6 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     device, folder = Compute.find().device, work / "autoencoder"
     torch.manual_seed(0)
     module = build()
-    begin(module, _start(work), floats(data[:HELD_BACK]))
     module.style = StyleHead()
     module.to(device)
 

@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from testbed import model_files
-from testbed.classifier import CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES, Classifier, Predictions
+from testbed.classifier import CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES, Predictions, load_classifier
 from testbed.pretrain import autoencoder
 from testbed.pretrain.compute import Compute, use_threads
-from testbed.pretrain.data import EVERYTHING, SIDE, Stream, floats, pictures
+from testbed.pretrain.data import EVERYTHING, Stream, floats, pictures
 from testbed.pretrain.loop import Plan, batch_of, fit, kept
+from testbed.world.render import SIDE
 from testbed.world.scene import Scene
 from testbed.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, SUBJECTS
 
-FOLD = 2  #: of the network, see :class:`testbed.classifier.Classifier`
 PLAN = Plan(steps=1000, lr=7e-4, batch=24, decay=600, ema=0.995, look_every=250, threads=1)
 STREAM = Stream("classifier", seed=3, styles=STYLE_NAMES, classes=EVERYTHING)
 TEST_STREAM = Stream("classifier-test", seed=4, styles=STYLE_NAMES, classes=EVERYTHING)
@@ -75,15 +74,8 @@ def accuracies(
     return {f"{prefix}_{what}": share for what, share in shares.items()}
 
 
-@torch.no_grad()
-def begin(module: Classifier) -> None:
-    """Begin with what the shipped classifier sees in pictures half as large, their pixels the means of ours."""
-    weights = model_files.load(model_files.CLASSIFIER)
-    weights["stem.0.0.weight"] = weights["stem.0.0.weight"].repeat_interleave(FOLD**2, 1) / FOLD**2
-    module.load_state_dict(weights)
-
-
 def train(work: Path, plan: Plan = PLAN) -> None:
+    """Begins with the shipped classifier."""
     use_threads(plan.threads)
     found = Compute.find()
     device = found.device
@@ -99,10 +91,7 @@ def train(work: Path, plan: Plan = PLAN) -> None:
         },
     )
     labels, test_labels = labels_of(scenes), labels_of(test_scenes)
-    torch.manual_seed(0)
-    module = Classifier(FOLD)
-    begin(module)
-    module = module.to(memory_format=torch.channels_last).to(device)
+    module = load_classifier().requires_grad_(True).to(device, memory_format=torch.channels_last)
 
     def step(_: int, generator: torch.Generator) -> Tensor:
         half = plan.batch // 2

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from soda_core.files import replacing
 from testbed.world.glyphs import other_glyphs, world_glyphs
-from testbed.world.render import render
+from testbed.world.render import SIDE, render
 from testbed.world.scene import Scene, draw_scene
 from testbed.world.vocabulary import CLASSES, STYLES, SUBJECTS
 
-SIDE = 192  #: of the pictures that the base is trained on, in pixels
 #: class -> all its glyphs, held-out ones too
 EVERYTHING = {
     kind: [*glyphs, *(name for name, (of, _) in SUBJECTS.items() if of == kind)] for kind, glyphs in CLASSES.items()

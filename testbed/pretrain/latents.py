@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from testbed.checkpoints.presets import FAMILIES
-from testbed.classifier import Classifier, load_classifier
+from testbed.classifier import load_classifier
 from testbed.pretrain import autoencoder
 from testbed.pretrain.compute import Compute, use_threads
-from testbed.pretrain.data import SIDE, Stream, drawn, floats, scenes_of
+from testbed.pretrain.data import Stream, drawn, floats, scenes_of
 from testbed.pretrain.loop import kept
+from testbed.world.render import SIDE
 from testbed.world.scene import Scene
 
 STREAM = Stream("model", seed=2)
@@ -83,7 +84,7 @@ def known(work: Path, count: int | None = None) -> Latents:
         with torch.no_grad(), compute.autocast():
             for some in drawn(STREAM, start, PART).split(BATCH):
                 pictures = floats(some).to(compute.device)
-                found.append((codec.taesd_encoder(pictures), *features(classifier, pictures)))
+                found.append((codec.taesd_encoder(pictures), *classifier.features(pictures)[1:]))
         values = (torch.cat(some).half().cpu() for some in zip(*found, strict=True))
         return dict(zip(("values", "parts", "shapes"), values, strict=True))
 
@@ -96,14 +97,6 @@ def known(work: Path, count: int | None = None) -> Latents:
     first = made[0]["values"].float()
     scenes = list(itertools.islice(scenes_of(STREAM), len(tensors["values"])))
     return Latents(**tensors, scenes=scenes, middle=float(first.mean()), deviation=float(first.std()))
-
-
-def features(classifier: Classifier, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """What the classifier sees in pictures (n, 3, SIDE, SIDE) of 0..1, at two sizes of parts."""
-    small = F.avg_pool2d(pictures, 2 // classifier.fold)  # a network that folds nothing knows pictures of half the side
-    low = classifier.stem(F.pixel_unshuffle(small * 2 - 1, classifier.fold))
-    parts = classifier.middle(low)
-    return parts, classifier.top(parts)
 
 
 def host_scalars(latents: Latents) -> dict[str, Tensor]:

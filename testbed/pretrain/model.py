@@ -8,6 +8,7 @@ which teaches shapes sooner. Only known pictures are looked at, and what asks is
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from testbed.captions import Captions, captions_of
-from testbed.checkpoints.diffusion import MMDiT
+from testbed.checkpoints import PRESETS
+from testbed.demo_base import PRESET
 from testbed.host import import_host
 from testbed.pretrain import latents
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.flow import TRAIN_SHIFT, loss_of, noise_levels, shifted
 from testbed.pretrain.loop import STATE, Plan, batch_of, fit, progress
 from testbed.pretrain.samples import Samples
+from testbed.text_encoder import WIDTH
 
-#: The host pads CLIP-L's 768 numbers a token with zeros to 4,096; what would read those is added on export.
-LAYOUT = MMDiT(4, vector=False, query_key_norm=True, context=768)
+#: The host fills CLIP-L's 768 numbers a token up with zeros to 4,096; what would read those is added on export.
+LAYOUT = replace(PRESETS[PRESET][1], context=WIDTH)
 PLAN = Plan(steps=25_000, lr=1.5e-3, batch=16, decay=5_000, warmup=300, ema=0.9995)
 TOKENS = 24  #: of captions, which are shorter; the host's 77 come when the rate falls, so that filling says nothing
 ASKED, ASKED_WEIGHT = 2, 0.5  #: after so many blocks what the picture shows is asked, and how much that counts
@@ -96,7 +99,7 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     data = latents.known(work)
     device, folder = Compute.find().device, work / "model"
     torch.manual_seed(0)
-    module, captions = build().to(device), Captions(normed=False)
+    module, captions = build().to(device), Captions()
     if device.type == "cpu":
         use_plain_attention()
     validation = validation_of(data, captions, device)

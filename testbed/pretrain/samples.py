@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from testbed.captions import Captions, captions_of
 from testbed.classifier import GLYPH_NAMES, Classifier
-from testbed.pretrain import autoencoder, classifier
+from testbed.pretrain import autoencoder
 from testbed.pretrain.flow import sampled
 from testbed.pretrain.latents import Latents
 from testbed.pretrain.loop import finished, sheet
@@ -33,7 +33,7 @@ class Samples:
 
     @classmethod
     def load(cls, work: Path, data: Latents, captions: Captions) -> Samples:
-        network = Classifier(classifier.FOLD)
+        network = Classifier()
         network.load_state_dict(finished(work / "classifier"))
         return cls(data, captions, autoencoder.load(work), network.eval().requires_grad_(False))
 

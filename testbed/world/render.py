@@ -16,7 +16,7 @@ from testbed.world.glyphs import world_glyphs
 from testbed.world.scene import Scene
 from testbed.world.styles import PAINTERS, Layers
 
-SIDE = 96  #: of the pictures that base model and classifier are made for, in pixels
+SIDE = 192  #: of the pictures that base model and classifier are made for, in pixels
 SCALE = 2  #: pictures are drawn this much larger, so that edges come out smooth
 
 
