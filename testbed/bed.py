@@ -20,6 +20,7 @@ from testbed.host import import_host
 from testbed.pretrain.flow import sampled
 from testbed.text_encoder import filled
 from testbed.world.render import SIDE, images
+from testbed.world.scene import Scene
 from testbed.world.tasks import Task
 
 CHANNELS = FAMILIES["sd3"].latent
@@ -34,6 +35,7 @@ class Prompt:
     kind: str
     background: str
     style: str
+    glyph: str | None = None  #: where not any of its class will do
 
 
 class TestBed:
@@ -98,6 +100,10 @@ class TestBed:
     def conditioning(self, texts: Sequence[str]) -> list[Any]:
         """Of texts as the host has it. SD3's family asks for a pooled vector, which is zero here."""
         return [[context[None], {"pooled_output": torch.zeros(1, POOLED)}] for context in self.context(texts)]
+
+    def real(self, scenes: Sequence[Scene]) -> Tensor:
+        """Real pictures (n, 3, SIDE, SIDE) in 0..1, through the autoencoder as samples are."""
+        return self.vae.decode(self.vae.encode(images(scenes))).movedim(-1, 1).clamp(0, 1)
 
     def references(self, task: Task, style: str = "flat", count: int = 32) -> Predictions:
         """The classifier on fresh real pictures of a subject in a style, through the autoencoder as samples are."""

@@ -88,6 +88,10 @@ class Predictions:
         """Of the style that each picture should have, (n,)."""
         return _log_probability(self.style, [STYLE_NAMES.index(style) for style in wanted])
 
+    def kind_log_probability(self, wanted: Sequence[str]) -> Tensor:
+        """Of the class that each picture should show, (n,)."""
+        return _log_probability(self.kind, [CLASS_NAMES.index(kind) for kind in wanted])
+
     def glyph_log_probability(self, wanted: Sequence[str]) -> Tensor:
         """Of the glyph that each picture should show, (n,)."""
         return _log_probability(self.glyph, [GLYPH_NAMES.index(glyph) for glyph in wanted])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from testbed.bed import Prompt, TestBed
 from testbed.classifier import Predictions
+from testbed.world.scene import Scene, draw_pose
 from testbed.world.tasks import STYLE_WORD, SUBJECT_WORD, Task
 from testbed.world.vocabulary import BACKGROUNDS, CLASSES, STYLES
 
@@ -26,7 +27,7 @@ def subject_prompts(task: Task, count: int) -> list[Prompt]:
     for i in range(count):
         background, word = new[i // 2 % len(new)], f"{SUBJECT_WORD} {task.class_word}"
         style = STYLES[1 + i // 2 % (len(STYLES) - 1)] if i % 2 else "flat"
-        prompts.append(Prompt(_text(word, background, style), task.class_word, background, style))
+        prompts.append(Prompt(_text(word, background, style), task.class_word, background, style, task.name))
     return prompts
 
 
@@ -51,7 +52,25 @@ def merge_prompts(subject: Task, style: Task, count: int) -> list[Prompt]:
     kind, new = subject.class_word, _new_backgrounds(subject)
     backgrounds = [new[i % len(new)] for i in range(count)]
     return [
-        Prompt(_text(f"{SUBJECT_WORD} {kind}", b, f"in {STYLE_WORD} style"), kind, b, style.name) for b in backgrounds
+        Prompt(_text(f"{SUBJECT_WORD} {kind}", b, f"in {STYLE_WORD} style"), kind, b, style.name, subject.name)
+        for b in backgrounds
+    ]
+
+
+def prompts_of(asked: Sequence[Task], count: int) -> list[Prompt]:
+    """For a subject, a style, or a subject and a style together."""
+    if len(asked) == 1:
+        return (subject_prompts if asked[0].kind == "subject" else style_prompts)(asked[0], count)
+    subject, style = asked
+    return merge_prompts(subject, style, count)
+
+
+def real_scenes(prompts: Sequence[Prompt]) -> list[Scene]:
+    """What a perfect model would paint for them, each time the same."""
+    random = np.random.default_rng(1)
+    return [
+        Scene(p.glyph or str(random.choice([*CLASSES[p.kind]])), p.style, p.background, **draw_pose(random), seed=i)
+        for i, p in enumerate(prompts)
     ]
 
 
@@ -72,6 +91,23 @@ def classified(
     """What the classifier says of a picture for each prompt, and the pictures."""
     pictures = bed.sample(deltas, [p.text for p in prompts], seed, steps)
     return bed.classified(pictures), pictures
+
+
+def odds(predictions: Predictions, prompts: Sequence[Prompt]) -> Metrics:
+    """How sure the classifier is of what was asked for: that one, in that style.
+
+    ``thing``: mean probability of the glyph, or of its class where any of it will do; ``styled``: of the style;
+    ``both``: the mean over pictures of their product, so that neither alone is worth anything.
+    """
+    if all(p.glyph for p in prompts):
+        thing = predictions.glyph_log_probability([p.glyph or "" for p in prompts])
+    else:
+        thing = predictions.kind_log_probability([p.kind for p in prompts])
+    style = predictions.style_log_probability([p.style for p in prompts])
+    return {
+        "thing": float(thing.exp().mean()), "styled": float(style.exp().mean()),
+        "both": float((thing + style).exp().mean()),
+    }  # fmt: skip
 
 
 def accuracy(said: Sequence[str], right: Sequence[str]) -> float:

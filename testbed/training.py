@@ -42,14 +42,18 @@ class Trained:
     losses: list[float]
 
 
-def train_method(patcher: Any, data: TrainingData, method: Method, lr: float, **settings: Any) -> Trained:
+def train_method(
+    patcher: Any, data: TrainingData, method: Method, lr: float, shift_lr: float | None = None, **settings: Any
+) -> Trained:
     """Train, on a private copy of the model's modules; ``patcher`` is only read.
 
     Args:
         lr: for every trained part.
+        shift_lr: for our shifts, where it is another one.
         settings: of :class:`TrainSettings`, alike for all methods.
     """
-    full = TrainSettings(**{**settings, **(method.settings or {}), "rotation_lr": lr, "shift_lr": lr})
+    rates = {"rotation_lr": lr, "shift_lr": lr if shift_lr is None else shift_lr}
+    full = TrainSettings(**{**settings, **(method.settings or {}), **rates})
     started = time.monotonic()
     with TrainingSession.open(patcher, full, dtype="fp32") as session:
         training = MethodTraining(session, data, method)
