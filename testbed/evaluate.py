@@ -15,6 +15,8 @@ from testbed.world.tasks import STYLE_WORD, SUBJECT_WORD, Task
 from testbed.world.vocabulary import BACKGROUNDS, CLASSES, STYLES
 
 Metrics = dict[str, float]
+#: What :func:`odds` and :func:`accuracies` say.
+SHOWN = ("thing", "styled", "both", "class_accuracy", "style_accuracy", "background_accuracy")
 
 
 def _text(thing: str, background: str, style: str) -> str:

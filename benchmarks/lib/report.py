@@ -1,341 +1,226 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rows into tables and plots that a reader understands without the code."""
+"""The report of ``bench quality``: tables, plots and a sheet that a reader understands without the code."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.lib import plots, tables
+from benchmarks.lib.errors import cells, difference, mean
+from benchmarks.lib.measured import BOTH, Groups, Measured
+from benchmarks.lib.merges import ALONE, SUM, Recipe
+from benchmarks.lib.plan import ABLATIONS, KINDS, Plan
+from benchmarks.lib.plots import Point
+from benchmarks.lib.rates import LADDER, best, rate
 from benchmarks.lib.results import Row, write_rows
-
-#: One colour and marker per method in every plot; ours in warm colours.
-LOOKS = {
-    "SODA-SVD": ("#c2185b", "o"),
-    "SODA-SVD curve": ("#f57c00", "D"),
-    "SODA-QR": ("#7b1fa2", "s"),
-    "rotation only": ("#f06292", "^"),
-    "shift only": ("#ba68c8", "v"),
-    "LoRA": ("#1976d2", "P"),
-    "LoKr": ("#0097a7", "X"),
-    "OFT": ("#388e3c", "<"),
-    "BOFT": ("#9e9d24", ">"),
-}
-BUDGETS = ("small", "large")
+from benchmarks.lib.sheet import Shown, write_sheet
+from testbed.methods import METHODS
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation; the latter is zero where there is one value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    mean, spread = mean_and_spread(values)
-    return mean, spread / len(values) ** 0.5
-
-
-def _said(values: Sequence[float]) -> str:
-    mean, spread = mean_and_spread(values)
-    return f"{mean:.3f}" + (f" ± {spread:.3f}" if len(values) > 1 else "")
-
-
-def groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows by method and budget, in the order of :data:`LOOKS`, small budget first."""
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["method"], row["budget"]), []).append(row)
-    names = list(LOOKS)
-    order = sorted(found, key=lambda key: (BUDGETS.index(key[1]), names.index(_plain(key[0])), key[0]))
-    return {key: found[key] for key in order}
-
-
-def _lasting(rows: Iterable[Row]) -> list[Row]:
-    """Without the runs that diverged."""
-    return [row for row in rows if not row.get("diverged")]
-
-
-def _plain(method: str) -> str:
-    """A method's name without how it was merged: "LoRA" of "LoRA, sum"."""
-    return method.split(",")[0]
-
-
-def table(
-    rows: Iterable[Row], metrics: Sequence[str], extra: Callable[[list[Row]], dict[str, str]] | None = None
-) -> str:
-    """A Markdown table: a line for each method and budget, mean ± standard deviation over subjects, styles, seeds."""
-    lines, heads = [], ["method", "budget", "degrees of freedom", "runs", *(m.replace("_", " ") for m in metrics)]
-    for (method, budget), group in groups(rows).items():
-        lasting = _lasting(group)
-        cells = [
-            method,
-            budget,
-            f"{lasting[0]['params']:,}" if lasting and "params" in lasting[0] else "",
-            str(len(group)) if len(lasting) == len(group) else f"{len(lasting)} of {len(group)}",
-        ]
-        for metric in metrics:
-            if not lasting:
-                cells.append("diverged")
-                continue
-            cells.append(_said([row[metric] for row in lasting]))
-        if extra:
-            more = extra(group)
-            cells += more.values()
-            if not lines:
-                heads += more.keys()
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |", *lines])
-
-
-def scatter(rows: Sequence[Row], x: str, y: str, title: str, path: Path, labels: tuple[str, str]) -> None:
-    """Runs as dots, means as crosses of a standard error, a panel for each budget; up and to the right is better."""
-    figure, axes = _panels(1, 2, (12, 4.8))
-    for panel, budget in zip(axes, BUDGETS, strict=True):
-        for (method, of), group in groups(rows).items():
-            lasting = _lasting(group)
-            if of != budget or not lasting:
-                continue
-            colour, marker = LOOKS[_plain(method)]
-            inside = "white" if "geodesic" in method else colour
-            (mx, sx), (my, sy) = (mean_and_error([row[name] for row in lasting]) for name in (x, y))
-            panel.scatter([r[x] for r in lasting], [r[y] for r in lasting], s=12, color=colour, alpha=0.3, linewidths=0)
-            panel.errorbar(
-                mx, my, sy, sx, color=colour, marker=marker, mfc=inside, markersize=9, capsize=0, lw=1.2, label=method
-            )
-        panel.set_title(f"{budget} budget", loc="left", fontsize=10)
-        panel.set_xlabel(labels[0])
-        panel.grid(alpha=0.25)
-    axes[0].set_ylabel(labels[1])
-    _legend(figure, axes)
-    _save(figure, title, path)
-
-
-def _legend(figure: Any, axes: Sequence[Any]) -> None:
-    """One for all panels, to their right."""
-    shown: dict[str, Any] = {}
-    for panel in axes:
-        handles, names = panel.get_legend_handles_labels()
-        shown |= dict(zip(names, handles, strict=True))
-    if shown:
-        figure.legend(
-            shown.values(), shown.keys(), fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
-        )
-
-
-def bars(rows: Sequence[Row], metric: str, title: str, path: Path, label: str) -> None:
-    """A bar for each method and budget, with its spread, in a panel for what was trained."""
-    figure, axes = _panels(2, 1, (9, 7))
-    found = groups(_lasting(rows))
-    for axis, kind in zip(axes, ("subject", "style"), strict=True):
-        for position, ((method, budget), group) in enumerate(found.items()):
-            if values := [row[metric] for row in group if row["after"] == kind]:
-                mean, spread = mean_and_spread(values)
-                alpha = 0.9 if budget == "small" else 0.55
-                axis.bar(position, mean, yerr=spread, color=LOOKS[method][0], alpha=alpha, ecolor="#555")
-        axis.set_axisbelow(True)
-        axis.grid(axis="y", alpha=0.25)
-        axis.set_title(f"after training a {kind}", loc="left", fontsize=10)
-    names = [f"{method}\n{budget}" for method, budget in found]
-    figure.supylabel(label, fontsize=10)
-    axes[-1].set_xticks(range(len(names)), names, fontsize=7, rotation=45, ha="right")
-    _save(figure, title, path)
-
-
-def lines(rows: Sequence[Row], score: Callable[[Row], float], title: str, path: Path) -> None:
-    """Score against learning rate, a panel for each budget: how much the choice matters."""
-    figure, axes = _panels(1, 2, (11, 4.2))
-    for panel, budget in zip(axes, BUDGETS, strict=True):
-        for (method, of), group in groups(rows).items():
-            if of != budget:
-                continue
-            by_rate: dict[float, list[float]] = {}
-            for row in group:
-                by_rate.setdefault(row["lr"], []).append(score(row))
-            rates = sorted(by_rate)
-            colour, marker = LOOKS[method]
-            panel.plot(rates, [statistics.fmean(by_rate[r]) for r in rates], color=colour, marker=marker, label=method)
-        panel.set_xscale("log")
-        panel.set_xlabel("learning rate")
-        panel.set_title(f"{budget} budget", loc="left", fontsize=10)
-        panel.grid(alpha=0.25)
-    axes[0].set_ylabel("score")
-    _legend(figure, axes)
-    _save(figure, title, path)
-
-
-def write(
-    rows: Sequence[Row], score: Callable[[Row], float], folder: Path, scope: dict[str, Any], variants: Sequence[str]
-) -> None:
-    """``quality.json``, ``quality.md`` (tables) and plots into ``folder``.
-
-    Args:
-        score: of a subject's or a style's row.
-        variants: of the ablations, in their order.
-    """
-
-    def of(task: str, note: str = "") -> list[Row]:
-        return [row for row in rows if row["task"] == task and row["note"] == note]
-
+def write(plan: Plan, folder: Path) -> None:
+    """``quality.json``, ``quality.md``, plots and the sheet, of all that is measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = Measured(plan)
     parts = [
-        f"Subjects {scope['subject_steps']} steps, styles {scope['style_steps']}, batches of {scope['batch']}. Mean ± "
-        "standard deviation over subjects or styles, and seeds, which differ more than methods do; so the last column "
-        "has the mean difference to LoRA of the same budget, over the same subjects, styles and seeds, ± its standard "
-        "error. *Degrees of freedom* are the trained ones; an orthogonal k x k matrix has k (k - 1) / 2.",
-        "Diverged runs, and merges that *geodesic* refuses, are counted in the number of runs, not in the means.",
+        about(measured),
+        *methods(measured, "subject", folder),
+        *methods(measured, "style", folder),
+        *merges(measured, folder),
+        *rates(measured, folder),
+        *strengths(measured),
+        *ablations(measured),
     ]
-    parts += reference_lines([row for row in rows if row.get("note") == "base"])
-    if subjects := of("subject"):
-        extra = _and(_rate, _against_lora(subjects, score))
-        parts += ["## Subjects", "Score: gain times prompt accuracy."]
-        parts += [table(subjects, ("similarity", "gain", "prompt_accuracy", "class_accuracy"), extra)]
-        scatter(subjects, "prompt_accuracy", "similarity", "Subject: likeness against the rest of the prompt",
-                folder / "quality-subject.png", ("prompt accuracy", "similarity to the real pictures"))  # fmt: skip
-    if styles := of("style"):
-        extra = _and(_rate, _against_lora(styles, score))
-        parts += ["## Styles", "Score: style probability times class accuracy."]
-        parts += [table(styles, ("style_probability", "style_accuracy", "class_accuracy"), extra)]
-        scatter(styles, "class_accuracy", "style_accuracy", "Style: on classes that no training picture showed",
-                folder / "quality-style.png", ("class accuracy", "style accuracy"))  # fmt: skip
-    if merges := of("merge"):
-        merges = [{**row, "method": f"{row['method']}, {row['merge_method']}"} for row in merges]
-        even = [row for row in merges if row["strengths"] == [1.0, 1.0]]
-        parts += ["## Merged, both at strength 1", "Score: *both*."]
-        parts += [table(even, MERGE_METRICS, _against_lora(even, _both))]
-        best = _best(row for row in merges if row["seed"] == 0)
-        parts += [f"## Merged with seed 0, the best of {len(scope['strengths'])} strengths of each pair in hindsight"]
-        parts += [table(best, MERGE_METRICS, _against_lora(best, _both))]
-        labels = "probability of the style", "similarity to real ones in the style"
-        title = "Merged without training: subject and style at once"
-        scatter(even, "style_probability", "styled_similarity", title, folder / "quality-merge.png", labels)
-    if drift := of("drift"):
-        for kind in ("subject", "style"):
-            parts += [f"## Drift on prompts without the placeholder, after training a {kind}"]
-            parts += [table([row for row in drift if row["after"] == kind], DRIFT_METRICS)]
-        bars(drift, "changed", "Drift on prompts without the placeholder", folder / "quality-drift.png",
-             "share of what the classifier sees that changed")  # fmt: skip
-    for kind in ("subject", "style"):
-        if tuning := of(kind, "tuning"):
-            parts += [f"## Learning rates, {kind}s", f"Mean score on {kind}s that are not reported; the best is taken."]
-            parts += [rate_table(tuning, score)]
-            title = f"How much the learning rate matters for a {kind}"
-            lines(tuning, score, title, folder / f"quality-rates-{kind}.png")
-    if ablations := [row for task in ("subject", "style") for row in of(task, "ablation")]:
-        parts += [
-            "## Ablations",
-            "On a subject and a style that are not reported, at the rates chosen for the method as it is where none is "
-            "said (the style is the one on which they were chosen). Mean score ± standard deviation over seeds.",
-            ablation_table(ablations, of("drift", "ablation"), score, variants),
-        ]
-    write_rows("quality", rows, "\n\n".join(parts), folder)
+    sheet(measured, folder / "quality-sheet.jpg")
+    write_rows("quality", plan.kept, "\n\n".join(parts), folder)
 
 
-DRIFT_METRICS = ("changed", "pixel_change", "class_accuracy", "style_accuracy", "background_accuracy")
-MERGE_METRICS = ("similarity", "styled_similarity", "style_probability", "class_accuracy", "both")
+def about(measured: Measured) -> str:
+    scope = measured.scope
+    return (
+        f"Subjects {scope.subject_steps} steps, styles {scope.style_steps}, batches of {scope.batch}, training seeds: "
+        f"{len(scope.seeds)}. A score is the mean over pictures of the probability of the *thing* (a subject's glyph; "
+        "where a style is trained alone, the class) times that of the *style*. ± is a standard error over subjects and "
+        "styles, of means over seeds; differences are paired. A run that diverged and a merge that is refused score 0."
+    )
 
 
-def _rate(group: list[Row]) -> dict[str, str]:
-    return {"learning rate": f"{group[0]['lr']:g}"}
+def methods(measured: Measured, kind: str, folder: Path) -> list[str]:
+    """What is trained, alone."""
+    groups = measured.methods(kind)
+    if not groups:
+        return []
+
+    def drift(rows: list[Row]) -> str:
+        changed = [measured.drift[row["key"]] for row in rows if row["key"] in measured.drift]
+        return f"{statistics.fmean(changed):.2f}" if changed else ""
+
+    columns = [
+        ("parameters", tables.parameters), ("runs", tables.runs), ("rates", tables.rates), *tables.shown(),
+        *tables.against_rivals(groups), ("background right", tables.averaged("background_accuracy")),
+        ("drift", drift), ("s a step", tables.seconds_per_step),
+    ]  # fmt: skip
+    groups |= measured.references(kind)
+    title, thing = ("Subjects", "the subject") if kind == "subject" else ("Styles", "the class")
+    points = _points(groups)
+    labels = "probability of the style", f"probability of {thing}"
+    plots.scatter(points, f"{title}; hollow: the small budget", folder / f"quality-{kind}.png", labels)
+    return [f"## {title}", tables.table("method", groups, columns)]
 
 
-def _both(row: Row) -> float:
-    return float(row["both"])
+def _points(groups: Groups) -> list[Point]:
+    return [
+        Point(
+            rows[0]["method"],
+            f"{name}, {budget}" if budget else name,
+            mean(cells(rows, "styled")),
+            mean(cells(rows, "thing")),
+            "none" if budget == "small" else "full",
+        )
+        for (name, budget), rows in groups.items()
+    ]
 
 
-def _and(*extras: Callable[[list[Row]], dict[str, str]]) -> Callable[[list[Row]], dict[str, str]]:
-    return lambda group: {name: cell for extra in extras for name, cell in extra(group).items()}
+def merges(measured: Measured, folder: Path) -> list[str]:
+    """Every recipe at the strengths that were best on other pairs, and what its parts do alone."""
+    groups = measured.recipes()
+    if not groups:
+        return []
+
+    def strengths(rows: list[Row]) -> str:
+        return " / ".join(f"{s:g}" for s in rows[0].get("strengths", []))
+
+    columns = [
+        ("strengths", strengths), ("pairs", lambda rows: str(len(cells(rows, BOTH)))), ("runs", tables.runs),
+        *tables.shown(), *tables.against_rivals(groups, f", {SUM}"), ("class right", tables.averaged("class_accuracy")),
+    ]  # fmt: skip
+    said = _verdict(measured, groups)
+    groups |= measured.references("merge")
+    plots.scatter(
+        _merge_points(groups), "Merged without training; hollow: one part alone", folder / "quality-merge.png",
+        ("probability of the style", "probability of the subject"),
+    )  # fmt: skip
+    return ["## Merged", *said, tables.table("merge", groups, columns)]
 
 
-def _against_lora(rows: Iterable[Row], score: Callable[[Row], float]) -> Callable[[list[Row]], dict[str, str]]:
-    """A cell with the paired difference of the score to LoRA's of the same budget."""
-
-    def what(row: Row) -> tuple[Any, ...]:
-        return row["budget"], row.get("subject"), row.get("style"), row["seed"]
-
-    baseline = {what(row): score(row) for row in _lasting(rows) if _plain(row["method"]) == "LoRA"}
-
-    def cell(group: list[Row]) -> dict[str, str]:
-        pairs = [(score(row), baseline[what(row)]) for row in _lasting(group) if what(row) in baseline]
-        said = ""
-        if len(pairs) > 1 and _plain(group[0]["method"]) != "LoRA":
-            mean, error = mean_and_error([ours - other for ours, other in pairs])
-            said = f"{mean:+.3f} ± {error:.3f}"
-        return {"score minus LoRA's": said}
-
-    return cell
+def _merge_points(groups: Groups) -> list[Point]:
+    """Of the large budget; ways are told apart by how much of a marker is filled."""
+    shown = {key: rows for key, rows in groups.items() if key[1] != "small"}
+    ways = [*dict.fromkeys(rows[0].get("way", SUM) for rows in shown.values())]
+    fills = dict(zip((way for way in ways if way not in ALONE), plots.FILLS, strict=False))
+    points = []
+    for (name, _), rows in shown.items():
+        way = rows[0].get("way", SUM)
+        label, fill = ("", "none") if way in ALONE else (name, fills.get(way, "full"))
+        x, y = (mean(cells(rows, metric)) for metric in ("styled", "thing"))
+        points.append(Point(rows[0]["method"], label, x, y, fill))
+    return points
 
 
-def _best(merges: Iterable[Row]) -> list[Row]:
-    """Of each method, pair and seed the row with most of both."""
-    best: dict[tuple[str, ...], Row] = {}
-    for row in merges:
-        if row.get("diverged"):
-            continue
-        key = (row["method"], row["budget"], row["subject"], row["style"], str(row["seed"]))
-        if key not in best or row["both"] > best[key]["both"]:
-            best[key] = row
-    return list(best.values())
+def _verdict(measured: Measured, groups: Groups) -> list[str]:
+    """SODA's best against the others' best, both chosen on the tuning pairs, so that none is picked in hindsight."""
+    one, other = measured.best(ours=True), measured.best(ours=False)
+    if one is None or other is None or not {_key(one), _key(other)} <= groups.keys():
+        return []
+    gap = difference(*(cells(groups[_key(recipe)], BOTH) for recipe in (one, other)))
+    if gap is None:
+        return []
+    errors = f", {gap.value / gap.error:+.1f} standard errors" if gap.error else ""
+    names = [", ".join(_key(recipe)) for recipe in (one, other)]
+    return [
+        f"On the tuning pairs *{names[0]}* was best of SODA's merges and *{names[1]}* best of the others. The "
+        f"difference of their scores on the pairs below is **{gap.said('+')}**{errors}."
+    ]
 
 
-def reference_lines(rows: Sequence[Row]) -> list[str]:
-    """What the model does without any adapter, in words."""
+def _key(recipe: Recipe) -> tuple[str, str]:
+    return f"{recipe.method}, {recipe.way}", recipe.budget
+
+
+def rates(measured: Measured, folder: Path) -> list[str]:
+    """What was tried, in full where one rate is for all parts."""
+    plan = measured.plan
+    tried = {part: plan.tried(METHODS[part[0]], part[1]) for part in plan.scope.parts}
+    tried = {part: scores for part, scores in tried.items() if scores}
+    if not tried:
+        return []
+    even = {
+        part: {rates.rotation: score for rates, score in scores.items() if rates.rotation == rates.shift}
+        for part, scores in tried.items()
+    }
+    rungs = [n for n in LADDER if any(n in scores for scores in even.values())]
     lines = []
-    for task, metrics in (("subject", ("similarity", "prompt_accuracy")), ("style", ("style_accuracy",))):
-        if of := [row for row in rows if row["task"] == task]:
-            means = ", ".join(f"{m.replace('_', ' ')} {statistics.fmean(row[m] for row in of):.3f}" for m in metrics)
-            lines.append(f"The base without an adapter, on the {task}s' prompts: {means}.")
-    return lines
+    for (key, kind), scores in tried.items():
+        said = [f"{even[key, kind][n]:.3f}" if n in even[key, kind] else "" for n in rungs]
+        chosen = best(scores)
+        values = " / ".join(f"{lr:g}" for lr in dict.fromkeys(chosen.values))
+        method = METHODS[key]
+        lines.append([method.name, method.budget, kind, *said, values, f"{scores[chosen]:.3f}", str(len(scores))])
+    drawn: dict[str, dict[tuple[str, bool], dict[float, float]]] = {kind: {} for kind in KINDS}
+    for (key, kind), scores in even.items():
+        method = METHODS[key]
+        drawn[kind][method.name, method.budget == "small"] = {rate(n): score for n, score in scores.items()}
+    plots.rates(drawn, "How much the learning rate matters", folder / "quality-rates.png")
+    return [
+        "## Rates",
+        "Mean scores on subjects and a style that are not reported, by learning rate where there is one for all parts; "
+        "then the rates that were taken (rotation / shift), their score, and how many were tried.",
+        tables.markdown(["method", "budget", "task", *(f"{rate(n):g}" for n in rungs), "taken", "", "tries"], lines),
+    ]
 
 
-def rate_table(rows: Sequence[Row], score: Callable[[Row], float]) -> str:
-    """A line for each method and budget, a column for each learning rate, the best in bold."""
-    rates = sorted({row["lr"] for row in rows})
-    table = [f"| method | budget | {' | '.join(f'{rate:g}' for rate in rates)} |", "| --- " * (len(rates) + 2) + "|"]
-    for (method, budget), group in groups(rows).items():
-        scores = {rate: [score(row) for row in group if row["lr"] == rate] for rate in rates}
-        means = {rate: statistics.fmean(values) for rate, values in scores.items() if values}
-        best = max(means, key=lambda rate: means[rate])
-        said = {rate: f"**{mean:.3f}**" if rate == best else f"{mean:.3f}" for rate, mean in means.items()}
-        table.append(f"| {method} | {budget} | {' | '.join(said.get(rate, '') for rate in rates)} |")
-    return "\n".join(table)
+def strengths(measured: Measured) -> list[str]:
+    """What was tried."""
+    plan, lines = measured.plan, []
+    for recipe in plan.recipes():
+        tried = plan.tried_strengths(recipe)
+        top = measured.tuning_score(recipe)
+        said = {of: f"**{score:.3f}**" if score == top else f"{score:.3f}" for of, score in tried.items()}
+        lines.append([*_key(recipe), *(said.get(of, "") for of in plan.scope.strengths)])
+    if not lines:
+        return []
+    heads = ["merge", "budget", *(f"{a:g} / {b:g}" for a, b in plan.scope.strengths)]
+    said = "Mean scores on pairs that are not reported, by strengths of subject / style. The best are taken."
+    return ["## Strengths", said, tables.markdown(heads, lines)]
 
 
-def ablation_table(
-    rows: Iterable[Row], drift: Iterable[Row], score: Callable[[Row], float], variants: Sequence[str]
-) -> str:
-    """A line for each variant: its score on the subject and on the style, and what else it changed."""
-    by_name: dict[str, list[Row]] = {name: [] for name in variants}
-    for row in rows:
-        by_name[row["method"]].append(row)
-    changed: dict[str, list[float]] = {}
-    for row in _lasting(drift):
-        changed.setdefault(row["method"], []).append(row["changed"])
-    lines = ["| variant | degrees of freedom | subject | style | drift |", "| --- " * 5 + "|"]
-    for name, of in by_name.items():
-        lasting = _lasting(of)
-        if not of:
-            continue
-        cells = []
-        for task in ("subject", "style"):
-            scores = [score(row) for row in lasting if row["task"] == task]
-            lost = sum(row["task"] == task for row in of) - len(scores)
-            cells.append((_said(scores) if scores else "") + (f" ({lost} diverged)" if lost else ""))
-        cells.append(_said(changed[name]) if name in changed else "")
-        trained = f"{lasting[0]['params']:,}" if lasting else ""
-        lines.append(f"| {name} | {trained} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def ablations(measured: Measured) -> list[str]:
+    rows = measured.rows(measured.plan.ablations())
+    lines = []
+    for name in ABLATIONS:
+        if group := [row for row in rows if row["method"] == name]:
+            scores = ([row[BOTH] for row in group if row["task"] == kind] for kind in KINDS)
+            lines.append([name, tables.parameters(group), *map(tables.over_seeds, scores)])
+    if not lines:
+        return []
+    said = (
+        "One thing changed at a time, on a subject and a style that are not reported, at the rates that were chosen "
+        "for the method as it is. Mean score ± standard deviation over training seeds."
+    )
+    return ["## Ablations", said, tables.markdown(["variant", "parameters", *KINDS], lines)]
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure of panels with the same axes, and an array of them; not one of pyplot's, which it would keep."""
-    from matplotlib.figure import Figure
+def sheet(measured: Measured, path: Path) -> None:
+    """The median run of each method on subjects and on styles, and the median pair of its best merge."""
+    best_way: dict[tuple[str, str], Recipe] = {}
+    for recipe in sorted(measured.plan.recipes(), key=measured.tuning_score):
+        best_way[recipe.method, recipe.budget] = recipe
+    recipes = measured.recipes()
+    columns: list[Groups] = [measured.methods(kind) for kind in KINDS]
+    columns.append({of: recipes[_key(recipe)] for of, recipe in best_way.items() if _key(recipe) in recipes})
+    for column, task in zip(columns, (*KINDS, "merge"), strict=True):
+        column |= measured.references(task)
+    names = dict.fromkeys(name for column in reversed(columns) for name in column)
+    lines = [(name, [_strip(measured, column.get(name, [])) for column in columns]) for name in names]
+    if lines:
+        heads = ("subject: the median run", "style: the median run", "merged: the median pair")
+        write_sheet([("\n".join(name), shown) for name, shown in lines], heads, path)
 
-    figure = Figure(size)
-    return figure, figure.subplots(rows, columns, sharex=True, sharey=True)
 
-
-def _save(figure: Any, title: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+def _strip(measured: Measured, rows: list[Row]) -> Shown | None:
+    row = measured.median(rows)
+    if row is None:
+        return None
+    names = " + ".join(row[kind] for kind in KINDS if kind in row)
+    way = f", {row['way']}" if "way" in row else ""
+    return Shown(f"{names}{way}: {row[BOTH]:.2f}", measured.plan.kept.files(row["key"]).strip)

@@ -1,60 +1,261 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The parts of ``bench quality`` that decide what is reported: chosen rates, and results that outlast a stop."""
+"""The parts of ``bench quality`` that decide what is reported: rates, strengths, errors, and what outlasts a stop."""
 
 from __future__ import annotations
 
 import json
+import math
+import random
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.lib.report import mean_and_spread, table
+import pytest
+import torch
+
+from benchmarks.lib import report
+from benchmarks.lib.errors import cells, difference, mean
+from benchmarks.lib.kept import Kept
+from benchmarks.lib.merges import ALONE, recipes
+from benchmarks.lib.plan import KINDS, Job, Plan
+from benchmarks.lib.rates import LADDER, Rates, best, next_tries
 from benchmarks.lib.results import write_rows
-from benchmarks.quality import Results, score
+from benchmarks.lib.sheet import MOST_BYTES, Shown, write_sheet, write_strip
+from benchmarks.quality import ALL, FULL, QUICK, SMALL
+from testbed.methods import METHODS
 
 NO_REPORT = Path("no report")
 
 
-def test_a_run_that_diverged_is_never_chosen() -> None:
-    assert score({"task": "subject", "diverged": True}) < score(
-        {"task": "subject", "gain": -0.2, "prompt_accuracy": 0.5}
-    )
+# ------------------------------------------------------------------------------------------------------------- rates
 
 
-def test_likeness_alone_does_not_choose_a_rate() -> None:
-    shows_only_the_subject = {"task": "subject", "gain": 0.9, "prompt_accuracy": 0.1}
-    does_both = {"task": "subject", "gain": 0.5, "prompt_accuracy": 0.9}
-    learnt_nothing = {"task": "subject", "gain": 0.0, "prompt_accuracy": 1.0}
-    less_like_it = {"task": "subject", "gain": -0.1, "prompt_accuracy": 0.1}
-    assert score(does_both) > score(shows_only_the_subject) > score(learnt_nothing) > score(less_like_it)
+def searched(score: Callable[[Rates], float], lines, **options) -> dict[Rates, float]:
+    scores: dict[Rates, float] = {}
+    while tries := next_tries(scores, lines, **options):
+        assert not scores.keys() & set(tries)
+        scores |= {rates: score(rates) for rates in tries}
+    return scores
+
+
+@pytest.mark.parametrize("peak", [-8, -7, -3, 0, 1, 5, 6])
+def test_one_rate_is_found_wherever_it_is_and_has_been_tried_on_both_sides(peak) -> None:
+    scores = searched(lambda rates: -abs(rates.rotation - peak), ["both"])
+    assert best(scores) == (peak, peak)
+    assert {Rates(n, n) for n in (peak - 1, peak + 1)} <= scores.keys()
+    assert len(scores) < 11
+
+
+@pytest.mark.parametrize("peak", [(-4, 3), (2, -1), (0, 0), (-6, 5)])
+def test_rotation_and_shift_find_rates_of_their_own(peak) -> None:
+    def score(rates: Rates) -> float:
+        return -abs(rates.rotation - peak[0]) - 0.4 * abs(rates.shift - peak[1])
+
+    scores = searched(score, ["both", "shift", "rotation"])
+    assert best(scores) == peak
+    assert len(scores) < 30
+
+
+def test_a_search_that_is_limited_ends() -> None:
+    scores = searched(lambda rates: rates.rotation, ["both"], start=(-2, 0), most=2)
+    assert set(scores) == {(-2, -2), (0, 0)}
+
+
+def test_where_nothing_is_learnt_the_ladder_ends_the_search() -> None:
+    scores = searched(lambda rates: 0.0, ["both", "shift", "rotation"])
+    assert best(scores) == min(scores)
+    assert len(scores) < 3 * len(LADDER)
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def row(value: float, subject: str, style: str, seed: int = 0) -> dict:
+    return {"subject": subject, "style": style, "seed": seed, "both": value}
+
+
+def test_more_seeds_of_the_same_subjects_make_no_error_smaller() -> None:
+    rows = [row(value, name, "x") for name, value in zip("abc", (0.2, 0.5, 0.8), strict=True)]
+    once, thrice = mean(cells(rows, "both")), mean(cells(rows * 3, "both"))
+    assert once == pytest.approx(thrice)
+    assert once.error == pytest.approx(0.3 / math.sqrt(3))
+
+
+def test_crossed_errors_come_from_what_differs() -> None:
+    """Where only subjects differ, their spread over the root of their number; where styles do too, both."""
+    subjects, styles = {"a": 0.1, "b": 0.4, "c": 0.7, "d": 0.2}, {"x": 0.0, "y": 0.3, "z": 0.1}
+    of_subjects = statistics.stdev(subjects.values()) / 2
+    of_styles = statistics.stdev(styles.values()) / math.sqrt(3)
+    alike = mean({(s, t): a for s, a in subjects.items() for t in styles})
+    added = mean({(s, t): a + b for s, a in subjects.items() for t, b in styles.items()})
+    assert alike.error == pytest.approx(of_subjects)
+    assert added.error == pytest.approx(math.hypot(of_subjects, of_styles))
+
+
+def test_crossed_errors_are_as_large_as_means_of_new_subjects_and_styles_differ() -> None:
+    draw = random.Random(1)
+
+    def table() -> dict:
+        a, b = ([draw.gauss(0, 0.2) for _ in range(n)] for n in (4, 3))
+        return {(str(s), str(t)): a[s] + b[t] + draw.gauss(0, 0.1) for s in range(4) for t in range(3)}
+
+    means = [mean(table()) for _ in range(2000)]
+    said = statistics.fmean(m.error**2 for m in means if m.error is not None) ** 0.5
+    assert said == pytest.approx(statistics.stdev(m.value for m in means), rel=0.07)
+
+
+def test_differences_are_paired() -> None:
+    other = {("a", "x"): 0.1, ("b", "x"): 0.9, ("c", "x"): 0.5}
+    gap = difference({key: value + 0.05 for key, value in other.items()} | {("d", "x"): 0.0}, other)
+    assert gap is not None and gap.value == pytest.approx(0.05) and gap.error == pytest.approx(0, abs=1e-9)
+    assert difference({("e", "x"): 1.0}, other) is None
+
+
+def test_of_a_stopped_benchmark_only_subjects_with_all_styles_count() -> None:
+    whole = {(s, t): v for s, v in (("a", 0.2), ("b", 0.4)) for t in "xy"}
+    assert mean(whole | {("c", "x"): 0.9}) == mean(whole)
+
+
+# -------------------------------------------------------------------------------------------------------------- kept
 
 
 def test_results_outlast_a_stop_within_a_line(tmp_path) -> None:
-    first = Results(tmp_path, "base", NO_REPORT)
-    first.add("a", [{"x": 1}])
-    first.add("b", [{"x": 2}])
+    first = Kept(tmp_path, "base", NO_REPORT)
+    first.add("a", {"x": 1})
+    first.add("b", {"x": 2})
     with open(first.path, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": "c", "rows": []})[:9])
-    again = Results(tmp_path, "base", NO_REPORT)
-    assert {key: rows[0]["x"] for key, rows in again.rows.items()} == {"a": 1, "b": 2}
-    again.add("c", [{"x": 3}])
-    assert Results(tmp_path, "base", NO_REPORT).rows["c"][0]["x"] == 3
+        file.write(json.dumps({"key": "c", "row": {}})[:9])
+    again = Kept(tmp_path, "base", NO_REPORT)
+    assert {key: row["x"] for key, row in again.rows.items()} == {"a": 1, "b": 2}
+    again.add("c", {"x": 3})
+    assert Kept(tmp_path, "base", NO_REPORT).rows["c"]["x"] == 3
 
 
 def test_results_go_on_from_a_report_of_the_same_model_only(tmp_path) -> None:
-    there = Results(tmp_path / "there", "base", NO_REPORT)
-    there.add("a", [{"task": "subject", "x": 1 / 3}, {"task": "drift", "x": 2}])
-    there.add("b", [{"task": "style", "x": 3}])
+    there = Kept(tmp_path / "there", "base", NO_REPORT)
+    there.add("a", {"task": "subject", "x": 1 / 3})
+    there.add("b", {"task": "style", "x": 3})
     write_rows("quality", there, folder=tmp_path)
-    here = Results(tmp_path / "here", "base", tmp_path / "quality.json")
+    here = Kept(tmp_path / "here", "base", tmp_path / "quality.json")
     assert here.rows == there.rows
-    assert not Results(tmp_path / "here", "another base", tmp_path / "quality.json").rows
+    assert here.lacks_weights("a")
+    assert not Kept(tmp_path / "here", "another base", tmp_path / "quality.json").rows
 
 
-def test_a_table_counts_diverged_runs_but_does_not_average_them() -> None:
-    rows = [
-        {"method": "LoRA", "budget": "large", "params": 10, "similarity": 0.25},
-        {"method": "LoRA", "budget": "large", "params": 10, "similarity": 0.75},
-        {"method": "LoRA", "budget": "large", "diverged": True},
-    ]
-    line = table(rows, ["similarity"]).splitlines()[-1]
-    assert "2 of 3" in line and "0.500 ± 0.354" in line
-    assert mean_and_spread([1.0, 3.0]) == (2.0, 2**0.5)
+# -------------------------------------------------------------------------------------------------------------- plan
+
+
+@pytest.mark.parametrize("scope", [FULL, SMALL, QUICK])
+def test_a_scope_names_methods_and_keeps_what_is_reported_apart(scope) -> None:
+    assert {key for key, _ in scope.parts} <= METHODS.keys()
+    if scope is not QUICK:
+        for kind in KINDS:
+            assert not {name for name, _ in scope.tuned_on[kind]} & set(getattr(scope, f"{kind}s"))
+        assert scope.exactly() == FULL.exactly()  # so that the full one goes on from the small one
+
+
+def pretend(job: Job) -> dict:
+    """A row as a run would give it: rates matter, a subject or style alone scores little when both are asked for."""
+    rates = (job.row.get("lr", 1e-2), job.row.get("shift_lr", 1e-2))
+    likes = {"LoRA": 0.7, "LoKr": 0.6}.get(job.row["method"], 0.8)
+    score = likes / (1 + sum(abs(math.log(rate / 1e-2)) for rate in rates))
+    if job.row["task"] == "merge":
+        a, b = job.row.get("strengths", (0, 0))
+        score = likes / (1 + abs(a - 0.7) + abs(b - 1)) if a and b else 0.05
+    shown = {"thing": score**0.5, "styled": score**0.5, "both": score, "changed": 0.1}
+    shown |= dict.fromkeys(("class_accuracy", "background_accuracy"), 0.9)
+    return {**job.row, **shown, "params": 10, "seconds_per_step": 0.1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Plan:
+    """The small benchmark as if it had been run."""
+    kept = Kept(tmp_path_factory.mktemp("kept"), "base", NO_REPORT)
+    plan = Plan(SMALL, kept)
+
+    def do(jobs) -> None:
+        for job in jobs:
+            assert all(need.key in kept.rows for need in job.needs)
+            if job.key not in kept.rows:
+                kept.add(job.key, pretend(job))
+
+    while tries := [job for key, kind in SMALL.parts for job in plan.next_tries(METHODS[key], kind)]:
+        do(tries)
+    for seed in SMALL.seeds:
+        trainings = [*plan.trainings(seed)]
+        do([*plan.references(seed), *trainings, *map(plan.drift, trainings)])
+        do([j for recipe in plan.recipes() for s in SMALL.strengths for j in plan.strength_tries(recipe, s)])
+        do(plan.merges(seed))
+    return plan
+
+
+def test_rates_and_strengths_are_those_that_scored_best_on_tuning_tasks(finished) -> None:
+    for key, kind in SMALL.parts:
+        assert finished.rates(METHODS[key], kind) == (0, 0)
+    for recipe in finished.recipes():
+        assert finished.strengths(recipe) == (0.7, 1.0)
+
+
+def test_every_subject_meets_every_style_under_every_recipe_with_what_its_parts_do_alone(finished) -> None:
+    jobs = [*finished.merges(0)]
+    seen = {(j.row["method"], j.row["way"], j.row["subject"], j.row["style"]) for j in jobs}
+    ways = {(recipe.method, recipe.way) for recipe in finished.recipes()}
+    ways |= {(recipe.method, alone) for recipe in finished.recipes() for alone in ALONE}
+    assert seen == {(*way, s, t) for way in ways for s in SMALL.subjects for t in SMALL.styles}
+    alone = next(job for job in jobs if job.row["way"] == "style alone")
+    assert alone.row["strengths"] == [0.0, 1.0] and alone.call[2] == "sum"
+
+
+def test_others_are_merged_by_sums_only() -> None:
+    found = [*recipes([(key, kind) for key in ALL for kind in KINDS])]
+    assert {recipe.way for recipe in found if not recipe.ours} == {"sum"}
+    assert {recipe.subject for recipe in found} == set(ALL)
+
+
+def test_rates_of_a_method_that_is_not_tuned_are_refused(tmp_path) -> None:
+    plan = Plan(SMALL, Kept(tmp_path, "base", NO_REPORT))
+    assert plan.tuned() == [] and plan.recipes() == [] and [*plan.trainings(0)] == []
+    with pytest.raises(SystemExit, match="LoRA-large, style: run the stage tune"):
+        plan.rates(METHODS["LoRA-large"], "style")
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def test_the_report_says_all_and_compares_what_was_chosen_beforehand(finished, tmp_path) -> None:
+    for key in list(finished.kept.rows)[::7]:
+        write_strip(torch.rand(SMALL.prompts, 3, 24, 24), finished.kept.files(key).strip)
+    report.write(finished, tmp_path)
+    text = (tmp_path / "quality.md").read_text("utf-8")
+    lines: dict[str, str] = {}
+    for line in text.splitlines():
+        lines.setdefault(line.split(" | ")[0].removeprefix("| "), line)
+    heads = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert heads == ["Subjects", "Styles", "Merged", "Rates", "Strengths"]
+    assert "0.7 / 1" in lines["LoRA, sum"] and "| 12 | 24 |" in lines["LoRA, sum"]
+    assert "| 0 / 1 |" in lines["LoRA, style alone"]
+    assert lines["base"] and lines["real pictures"]
+    assert "**+0.100" in text and "*SODA-SVD curve, sum, large*" in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "quality.json", "quality.md", "quality-subject.png", "quality-style.png", "quality-merge.png",
+        "quality-rates.png", "quality-sheet.jpg",
+    }  # fmt: skip
+
+
+def test_a_run_that_diverged_scores_nothing_and_is_counted(tmp_path) -> None:
+    plan = Plan(QUICK, Kept(tmp_path, "base", NO_REPORT))
+    parts = [(METHODS[key], kind) for key, kind in QUICK.parts]
+    while tries := [job for method, kind in parts for job in plan.next_tries(method, kind)]:
+        for job in tries:
+            plan.kept.add(job.key, {**job.row, "thing": 0.0, "styled": 0.0, "both": 0.0, "diverged": True})
+    assert all(not plan.kept.lacks_weights(job.key) for job in plan.trainings(0))
+    report.write(plan, tmp_path / "report")
+    text = (tmp_path / "report" / "quality.md").read_text("utf-8")
+    assert "1, 1 diverged" in text and "0.000" in text
+
+
+def test_the_largest_sheet_stays_small(tmp_path) -> None:
+    strip = tmp_path / "strip.jpg"
+    write_strip(torch.rand(8, 3, 192, 192), strip)  # noise is what compresses worst
+    write_sheet([("name\nlarge", [Shown("what: 0.50", strip)] * 3)] * 13, ("a", "b", "c"), tmp_path / "sheet.jpg")
+    assert 20_000 < (tmp_path / "sheet.jpg").stat().st_size <= MOST_BYTES
