@@ -8,6 +8,7 @@ configuration that fits, and the tensors that diffusers' converter makes of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,15 +22,19 @@ from torch import Tensor, nn
 from soda_core.interop.layer_map import converted
 from testbed.checkpoints import PRESETS
 from testbed.checkpoints.diffusion import Flux, MMDiT, UNet
+from testbed.host import import_host
+from testbed.world.render import SIDE
 
 PREFIX = "model.diffusion_model."
+LATENTS = SIDE // 8  #: latents a side of the demo's pictures
 
 
 def build(preset: str, tensors: Mapping[str, Tensor]) -> Any:
     """The diffusion model of a preset in float32.
 
     Args:
-        tensors: of the checkpoint, by their names in it; sd3 needs a preset with a table of positions.
+        tensors: of the checkpoint, by their names in it. An sd3 model without a table of positions gets that of
+            the demo's pictures, and takes no other size.
     """
     sizes = PRESETS[preset][1]
     tensors = {name: value.float() for name, value in tensors.items() if name.startswith(PREFIX)}
@@ -83,9 +88,18 @@ def _levels(depths: Sequence[int], blocks: Sequence[int]) -> list[list[int]]:
 
 
 def _sd3(sizes: MMDiT, tensors: dict[str, Tensor]) -> nn.Module:
+    """diffusers always has a table of positions and takes the pooled text vector: where there is no such layer, one of
+    zeros."""
+    tensors = dict(tensors)
+    side = sizes.positions or LATENTS // 2
+    if not sizes.positions:
+        tensors[f"{PREFIX}pos_embed"] = _positions(64 * sizes.depth, side)
+    if not sizes.vector:
+        with_vector = replace(sizes, vector=True).shapes()
+        tensors |= {PREFIX + n: torch.zeros(s) for n, s in with_vector.items() if n.startswith("y_embedder.")}
     model = SD3Transformer2DModel(
-        sample_size=sizes.positions * 2,
-        pos_embed_max_size=sizes.positions,
+        sample_size=side * 2,
+        pos_embed_max_size=side,
         num_layers=sizes.depth,
         num_attention_heads=sizes.depth,
         attention_head_dim=64,
@@ -99,6 +113,14 @@ def _sd3(sizes: MMDiT, tensors: dict[str, Tensor]) -> nn.Module:
     )
     model.load_state_dict(convert_sd3_transformer_checkpoint_to_diffusers(tensors))
     return model
+
+
+def _positions(width: int, side: int) -> Tensor:
+    """What the host computes for so many tokens a side, (1, side * side, width)."""
+    import_host()
+    from comfy.ldm.modules.diffusionmodules.mmdit import get_2d_sincos_pos_embed_torch
+
+    return get_2d_sincos_pos_embed_torch(width, side, side)[None]
 
 
 def _flux(sizes: Flux, tensors: dict[str, Tensor]) -> nn.Module:

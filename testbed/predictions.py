@@ -13,20 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from testbed.diffusers_models import LATENTS
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model predicts from; latents ``(1, channels, 8, 8)``."""
+    """What a model predicts from; latents ``(1, channels, side, side)``."""
 
     latents: Tensor
     context: Tensor
     pooled: Tensor
 
     @classmethod
-    def of(cls, channels: int, context: int, pooled: int) -> Inputs:
+    def of(cls, channels: int, context: int, pooled: int, side: int = 8) -> Inputs:
         g = torch.Generator().manual_seed(3)
         return cls(
-            torch.randn(1, channels, 8, 8, generator=g),
+            torch.randn(1, channels, side, side, generator=g),
             torch.randn(1, 77, context, generator=g),
             torch.randn(1, pooled, generator=g),
         )
@@ -87,7 +89,8 @@ Predict = Callable[[Any, Inputs], Tensor]
 
 #: By preset (``demo``: the demo's base model): in ComfyUI, in diffusers, from what.
 FAMILIES: dict[str, tuple[Predict, Predict, Inputs]] = {
-    "demo": (sd15_comfy, sd15_diffusers, Inputs.of(4, 768, 1)),
+    "demo": (sd3_comfy, sd3_diffusers, Inputs.of(16, 4096, 2048, LATENTS)),
+    "sd15-11": (sd15_comfy, sd15_diffusers, Inputs.of(4, 768, 1)),
     "sdxl-koala-min": (sdxl_comfy, sdxl_diffusers, Inputs.of(4, 2048, 1280)),
     "sd3-d2-positions": (sd3_comfy, sd3_diffusers, Inputs.of(16, 4096, 2048)),
     "sd35-d2-dual": (sd3_comfy, sd3_diffusers, Inputs.of(16, 4096, 2048)),

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 FAMILIES = {"sd15-min": (768, 0), "sdxl-koala-min": (2048, 1280), "sd3-d2": (4096, 2048)}
-#: and one that few tests are run with
-FLUX = {"flux-d1": (4096, 768)}
+#: and some that few tests are run with
+OTHERS = {"flux-d1": (4096, 768), "demo": (4096, 2048)}
 
 
 def conditioning(preset: str, seed: int = 0):
     """A CONDITIONING of the family's shapes."""
-    width, pooled = (FAMILIES | FLUX)[preset]
+    width, pooled = (FAMILIES | OTHERS)[preset]
     g = torch.Generator().manual_seed(seed)
     options = {"pooled_output": torch.randn(1, pooled, generator=g)} if pooled else {}
     return [[torch.randn(1, 77, width, generator=g), options]]

@@ -13,7 +13,7 @@ from testbed.methods import METHODS, Method, lora_rank_4
 from .conftest import conditioning, latents
 
 pytestmark = pytest.mark.host
-PRESET = "sd15-min"
+PRESET = "demo"
 OURS = METHODS["SODA-SVD curve-large"]
 KINDS = {
     "peft": Method("LoRA", "large", peft=lora_rank_4),
@@ -37,7 +37,7 @@ def train(host, method, **settings):
 def test_every_kind_trains_and_gives_its_changes(host, kind, loss) -> None:
     trained = train(host, KINDS[kind], loss=loss)
     shapes = {name: tuple(delta.shape) for name, delta in trained.deltas.items()}
-    assert len(shapes) == 8 and trained.params > 0 and all(bool(delta.any()) for delta in trained.deltas.values())
+    assert len(shapes) == 15 and trained.params > 0 and all(bool(delta.any()) for delta in trained.deltas.values())
     assert (trained.adapter is None) == (kind == "peft")
     if loss == "dco":  # nothing is trained yet, and the base model is the other one: β (loss - loss) = 0
         assert trained.losses != train(host, KINDS[kind], loss="mse").losses

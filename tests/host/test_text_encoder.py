@@ -13,14 +13,14 @@ TEXTS = ("", "a fox on a blue background, pixel art", "a sks dog on a red backgr
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_short_way_equals_the_hosts_clip(host, text) -> None:
-    import comfy.sd1_clip
+    from comfy.text_encoders.sd3_clip import SD3ClipModel, SD3Tokenizer
 
     weights = text_encoder.weights()
-    model = comfy.sd1_clip.SD1ClipModel(dtype=torch.float32)
+    model = SD3ClipModel(clip_l=True, clip_g=False, t5=False, dtype=torch.float32)
     model.load_sd({name: value.float().contiguous() for name, value in weights.items()})
-    tokens = comfy.sd1_clip.SD1Tokenizer().tokenize_with_weights(text)["l"]
+    tokens = SD3Tokenizer().tokenize_with_weights(text)
     with torch.no_grad():
-        theirs = model.clip_l.encode_token_weights(tokens)[0]
-    numbers = torch.tensor([[int(number) for number, _ in chunk] for chunk in tokens])
-    ours = text_encoder.encode(numbers, weights).reshape(theirs.shape)
+        theirs = model.encode_token_weights(tokens)[0]
+    numbers = torch.tensor([[int(number) for number, _ in chunk] for chunk in tokens["l"]])
+    ours = text_encoder.filled(text_encoder.encode(numbers, weights)).reshape(theirs.shape)
     assert torch.allclose(ours, theirs, atol=1e-5)

@@ -39,14 +39,14 @@ def pair(request, host, tmp_path_factory):
     import comfy.sd
 
     preset = request.param
-    if preset == "demo":
+    if preset == demo_base.PRESET:
         parts = demo_base.parts()
         path = checkpoints.write(tmp_path_factory.mktemp("demo") / "base.safetensors", parts, "f32")
     else:
         path, parts = host.checkpoint(preset, "f32"), checkpoints.build(preset, clip="none", seed=3)
     with torch.inference_mode():
         model = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)[0]
-    ours = diffusers_models.build("sd15-11" if preset == "demo" else preset, parts["unet"])
+    ours = diffusers_models.build(preset, parts["unet"])
     in_comfy, in_diffusers, inputs = FAMILIES[preset]
 
     def comfy_prediction(patched) -> Tensor:
@@ -178,7 +178,7 @@ def test_the_base_model_predicts_the_same(pair) -> None:
 
 
 def test_every_layer_has_its_place(pair) -> None:
-    """Names in the host's order and nothing left over; demo and koala lack some attention that diffusers has."""
+    """Names in the host's order and nothing left over; sd15-11 and koala lack some attention that diffusers has."""
     places = LayerMap(pair.fresh()).parts
     assert set(pair.layers) <= set(places)
     modules = [part.module for name in pair.layers for part in places[name]]
@@ -203,7 +203,7 @@ def test_an_adapter_predicts_the_same(pair, mode, tmp_path) -> None:
 
 def test_singular_values_are_those_of_the_fused_matrix(pair, tmp_path) -> None:
     """An SVD shift of fused projections is not that of the parts."""
-    adapter = an_adapter(pair, "svd", only="blocks.0." if pair.preset[0] in "sf" and "d" in pair.preset else "attn1")
+    adapter = an_adapter(pair, "svd", only="attn1" if any(".attn1." in n for n in pair.layers) else "blocks.0.")
     with torch.inference_mode():
         patched, _ = pair.apply(pair.comfy, None, in_host(pair, adapter, tmp_path))
     model = pair.fresh()
