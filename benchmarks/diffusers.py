@@ -24,15 +24,13 @@ from soda_core.interop.diffusers import load, unload
 from soda_core.targets import select
 from soda_core.training.settings import TrainSettings
 from testbed import checkpoints, demo_base, diffusers_models
-from testbed.bed import TestBed
+from testbed.bed import POOLED, TestBed
 from testbed.evaluate import subject_prompts
 from testbed.host import import_host
 from testbed.machine import core_count
 from testbed.methods import METHODS
 from testbed.paths import cache_root
 from testbed.predictions import FAMILIES
-from testbed.pretrain.unet import PRESET, SD_SCALE, sampled
-from testbed.world.render import SIDE
 from testbed.world.tasks import SUBJECT
 
 PICTURES, SAMPLING_STEPS, LR = 6, 16, 1e-2
@@ -72,14 +70,14 @@ def predictions(preset: str, folder: Path) -> list[Row]:
 
 
 class AsHost(nn.Module):
-    """A diffusers UNet called as ComfyUI's is."""
+    """A diffusers transformer of SD3's kind called as ComfyUI's is."""
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, transformer: Any) -> None:
         super().__init__()
-        self.unet = unet
+        self.transformer = transformer
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.unet(x, t, context).sample
+        return self.transformer(x, context, x.new_zeros(len(x), POOLED), t).sample
 
 
 @torch.no_grad()
@@ -93,7 +91,7 @@ def pictures(steps: int) -> list[Row]:
         trained = train_method(bed.patcher, bed.training_data(SUBJECT), method, LR, steps=steps, seed=0, loss="mse")
     if trained.adapter is None:
         raise RuntimeError(f"{method.key} leaves no adapter")
-    theirs = diffusers_models.build(PRESET, demo_base.parts()["unet"])
+    theirs = diffusers_models.build(demo_base.PRESET, demo_base.parts()["unet"])
     texts = [prompt.text for prompt in subject_prompts(SUBJECT, PICTURES)]
     return [
         _compared("base", None, bed.sample(None, texts, 0, SAMPLING_STEPS), bed, theirs, texts),
@@ -115,13 +113,13 @@ def _compared(
     }  # fmt: skip
 
 
-def _drawn(bed: TestBed, unet: Any, texts: list[str]) -> Tensor:
-    """As :meth:`TestBed.sample` draws."""
-    noise = torch.stack([
-        torch.randn(4, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(i)) for i in range(len(texts))
-    ])  # fmt: skip
-    x = sampled(AsHost(unet), noise, bed.captions(texts), bed.captions([""]), SAMPLING_STEPS)
-    return bed.vae.decode(x / SD_SCALE).movedim(-1, 1).clamp(0, 1)
+def _drawn(bed: TestBed, transformer: Any, texts: list[str]) -> Tensor:
+    """By the bed, with another model in the place of its own."""
+    own, bed.model = bed.model, AsHost(transformer)
+    try:
+        return bed.sample(None, texts, 0, SAMPLING_STEPS)
+    finally:
+        bed.model = own
 
 
 def table(rows: list[Row]) -> str:
@@ -153,7 +151,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for preset in FAMILIES:
-            if preset != "demo":
+            if preset != demo_base.PRESET:
                 rows += predictions(preset, Path(folder))
     rows += pictures(args.steps)
     print(table(rows))

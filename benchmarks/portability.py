@@ -11,6 +11,7 @@ Writes ``benchmarks/results/portability.json`` and a table.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from collections.abc import Mapping
 
@@ -22,14 +23,14 @@ from benchmarks.lib.results import Row, write_rows
 from soda_core.base_check import BaseReport
 from soda_core.base_weight import BaseWeight
 from soda_core.spectral import decompose
-from testbed import evaluate, model_files
+from testbed import evaluate
 from testbed.bed import TestBed
 from testbed.captions import captions_of
 from testbed.demo_base import checkpoint
 from testbed.machine import core_count
 from testbed.methods import SODA_LARGE, Method
 from testbed.paths import cache_root
-from testbed.pretrain import unet as pretraining
+from testbed.pretrain import flow
 from testbed.world.render import images
 from testbed.world.scene import draw_scene
 from testbed.world.tasks import STYLE, SUBJECT, Task
@@ -49,32 +50,32 @@ Weights = dict[str, Tensor]
 
 
 def copies(bed: TestBed) -> dict[str, Weights]:
-    """All weights of the UNet, by copy."""
-    original = model_files.load(model_files.UNET)  # the checkpoint has them in half precision already
+    """All weights of the model, by copy."""
+    original = {name: p.detach().clone() for name, p in bed.model.named_parameters()}
     made = {name: {n: w.to(dtype).float() for n, w in original.items()} for name, dtype in PRECISIONS.items()}
-    return {"fp32": original, **made, "tuned further": further(bed, original)}
+    return {"fp32": original, **made, "tuned further": further(bed)}
 
 
-def further(bed: TestBed, original: Weights) -> Weights:
+def further(bed: TestBed) -> Weights:
     """The base after more of its own training."""
-    random, noise = np.random.default_rng(17), pretraining.Noise.schedule()
-    module = pretraining.build(original)
+    random, module = np.random.default_rng(17), copy.deepcopy(bed.model).requires_grad_(True)
     scenes = [draw_scene(random) for _ in range(256)]
-    latents = bed.vae.encode(images(scenes)) * pretraining.SD_SCALE
+    latents = bed.latent_format.process_in(bed.vae.encode(images(scenes)))
     optimizer = torch.optim.AdamW(module.parameters(), lr=FURTHER_RATE)
     for step in range(FURTHER_STEPS):
         generator = torch.Generator().manual_seed(step)
         rows = torch.randint(len(scenes), (8,), generator=generator)
-        context = bed.captions(captions_of(scenes, rows, generator))
+        context = bed.context(captions_of(scenes, rows, generator))
+        levels, noise = flow.noise_levels(len(rows), generator), torch.randn(latents[rows].shape, generator=generator)
         optimizer.zero_grad()
-        pretraining.loss_of(module, noise, latents[rows], context, generator).backward()
+        flow.loss_of(module, latents[rows], context, levels, noise).backward()
         optimizer.step()
     return {name: p.detach() for name, p in module.named_parameters()}
 
 
 def load(bed: TestBed, weights: Weights) -> None:
     with torch.no_grad():
-        for name, parameter in bed.unet.named_parameters():
+        for name, parameter in bed.model.named_parameters():
             parameter.copy_(weights[name])
 
 

@@ -62,14 +62,20 @@ def through_codec(codec: nn.Module, data: Tensor, compute: Compute) -> Tensor:
     return torch.cat(parts)
 
 
+def right_answers(predictions: Predictions, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which answers are right, 1 or 0 and nan where there is none to give; (n,) each."""
+    right = {what: (getattr(predictions, what).argmax(1) == label).float() for what, label in labels.items()}
+    return {what: torch.where(labels[what] < 0, torch.nan, hits) for what, hits in right.items()}
+
+
 def accuracies(
     predictions: Predictions, labels: dict[str, Tensor], scenes: list[Scene], prefix: str
 ) -> dict[str, float]:
     """Shares of right answers, over all and over held-out glyphs (class) and styles (style)."""
-    right = {what: (getattr(predictions, what).argmax(1) == label).float() for what, label in labels.items()}
+    right = right_answers(predictions, labels)
     new_glyph = torch.tensor([s.glyph in SUBJECTS for s in scenes])
     new_style = torch.tensor([s.style in HELD_OUT_STYLES for s in scenes])
-    shares = {what: float(r[labels[what] >= 0].mean()) for what, r in right.items()}
+    shares = {what: float(hits.nanmean()) for what, hits in right.items()}
     shares |= {"new_kind": float(right["kind"][new_glyph].mean()), "new_style": float(right["style"][new_style].mean())}
     return {f"{prefix}_{what}": share for what, share in shares.items()}
 

@@ -244,7 +244,7 @@ def batch_of(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def sheet(pictures: Iterable[Tensor], columns: int, path: Path) -> None:
-    """Pictures (3, side, side) in 0..1 as one PNG."""
+    """Pictures (3, side, side) in 0..1 as one PNG, or as a JPEG if the name ends so."""
     from PIL import Image
 
     items = list(pictures)
@@ -252,4 +252,5 @@ def sheet(pictures: Iterable[Tensor], columns: int, path: Path) -> None:
     rows = [torch.cat(items[i : i + columns], 2) for i in range(0, len(items), columns)]
     grid = torch.cat(rows, 1).float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0)
     with replacing(path) as unfinished:
-        Image.fromarray(grid.numpy()).save(unfinished, format="PNG")
+        kind = "JPEG" if path.suffix == ".jpg" else "PNG"
+        Image.fromarray(grid.numpy()).save(unfinished, format=kind, quality=90)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A contact sheet of the world: a row for each style, then the held-out subjects and styles.
 
-python -m testbed.world sheet.png [--side 96]
+python -m testbed.world sheet.png [--side 192]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from testbed.world.render import render
+from testbed.world.render import SIDE, render
 from testbed.world.scene import Scene, draw_scene
 from testbed.world.vocabulary import HELD_OUT_STYLES, STYLES, SUBJECTS
 
@@ -23,7 +23,7 @@ COLUMNS = 12
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw a contact sheet of the demo's world.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--side", type=int, default=96)
+    parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     random = np.random.default_rng(args.seed)

@@ -60,7 +60,7 @@ def test_the_base_paints_what_it_is_asked_for(bed) -> None:
         (predictions.styles(), [p.style for p in prompts]),
         (predictions.backgrounds(), [p.background for p in prompts]),
     ):
-        assert evaluate.accuracy(said, wanted) > 0.6, list(zip(said, wanted, strict=True))
+        assert evaluate.accuracy(said, wanted) > 0.8, list(zip(said, wanted, strict=True))
 
 
 def test_the_subject_is_told_from_the_base(bed, trained) -> None:
