@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The training loop of the demo's base, its pictures, and weights in 8 bits."""
+"""The training loop of the demo's base, and its pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from testbed import model_files
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.data import Stream, drawn, pictures, scenes_of
 from testbed.pretrain.loop import PLATEAU, STATE, Plan, finished, fit, progress
@@ -81,27 +80,3 @@ def test_pictures_are_the_same_in_bulk_and_in_parts(tmp_path) -> None:
     assert torch.equal(bulk[64:], drawn(stream, 64, 66))
     assert scenes == list(itertools.islice(scenes_of(stream), 130)) == pictures(stream, 130, tmp_path)[1]
     assert not {s.glyph for s in scenes} & set(SUBJECTS) and not {s.style for s in scenes} & set(HELD_OUT_STYLES)
-
-
-def test_weights_in_8_bits_are_off_by_half_a_step_and_come_back_exactly_as_they_were_stored(tmp_path) -> None:
-    generator, path = torch.Generator().manual_seed(3), tmp_path / "w.safetensors"
-    sizes = torch.tensor([1e-3, 1.0, 200.0])
-    tensors = {
-        "matrix": sizes[:, None] * torch.randn(3, 40, generator=generator),
-        "kernel": sizes[:, None, None, None] * torch.randn(3, 5, 3, 3, generator=generator),
-        "bias": torch.tensor([0.5, -2.0, 3.0]),
-        "number": torch.tensor(1.5),
-        "nothing": torch.zeros(2, 4),
-    }
-    model_files.save(path, tensors)
-    loaded = model_files.load(path)
-    assert loaded.keys() == tensors.keys() and all(value.dtype == torch.float32 for value in loaded.values())
-    for name in ("bias", "number", "nothing"):
-        assert torch.equal(loaded[name], tensors[name])
-    for name in ("matrix", "kernel"):
-        rows, error = tensors[name].flatten(1), (loaded[name] - tensors[name]).flatten(1)
-        half_a_step = rows.abs().amax(1) / 127 / 2
-        # the scale itself is rounded to 11 bits, of a tiny one fewer
-        assert (error.abs().amax(1) < 1.15 * half_a_step).all() and (error.abs().amax(1) > 0.5 * half_a_step).all()
-    model_files.save(path, loaded)
-    assert all(torch.equal(value, loaded[name]) for name, value in model_files.load(path).items())

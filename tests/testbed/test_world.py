@@ -26,7 +26,7 @@ from testbed.world.vocabulary import (
     SUBJECTS,
 )
 
-SIDE = 96
+SIDE = 96  #: of a picture, which need not be as large as the base model's
 DOG = Scene("dog face", "flat", "blue", seed=1)
 
 
