@@ -1,187 +1,75 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the demo shows at its end: a page in one file, and a contact sheet."""
+"""The page that the demo writes at its end: one file, pictures inside."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from demo.build_workflows import workflow_file
+from demo.results import BASE, SUBJECT, Results, Row, Training
+from demo.settings import STYLE_WORDS
 
-Samples = dict[str, dict[str, Image.Image]]  #: prompt -> column -> picture, all from the same noise
-
-TITLES = {
-    "base": ("base", "no adapter"),
-    "subject": ("subject", "SODA, 5 pictures"),
-    "style": ("style", "SODA, 5 pictures"),
-    "merged": ("merged", "SODA, no training"),
-    "loras": ("two LoRAs", "plain sum"),
-}
 SHOWN_SETTINGS = (
     "steps", "batch_size", "rotation_lr", "shift_lr", "decomposition", "train", "factor_preset", "layers", "loss",
-    "seed",
+    "schedule", "seed",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Training:
-    """One finished training run."""
-
-    what: str
-    pictures: list[tuple[Image.Image, str]]  #: with captions
-    curve: Image.Image
-    portrait: Image.Image
-    file: str
-    kilobytes: float
-    settings: dict[str, Any]
-    seconds: float
-
-
-# ---------------------------------------------------------------------------------------------------------- sheet
-
-_CELL, _GAP, _SMALL, _TEXT = 192, 10, 92, 34
-_GROUND, _BRIGHT, _DIM, _ACCENT = (24, 25, 28), (236, 238, 242), (150, 154, 164), (255, 176, 0)
-
-
-def write_sheet(path: Path, trainings: Sequence[Training], samples: Samples) -> None:
-    """What was learnt from, on top; then a row for each prompt, a column for each model."""
-    columns = list(TITLES)
-    width = _GAP + len(columns) * (_CELL + _GAP)
-    top = 2 * _GAP + _TEXT + _SMALL
-    height = top + 70 + len(samples) * (_TEXT + _CELL + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, height), _GROUND)
-    draw = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(size=22), ImageFont.load_default(size=15)
-    for training, left in zip(trainings, (_GAP, width // 2 + _GAP // 2), strict=True):
-        words = training.pictures[0][1]
-        draw.text((left, _GAP + 6), f'{training.what}: "{words}", ...', _DIM, small)
-        for k, (picture, _) in enumerate(training.pictures):
-            sheet.paste(_enlarged(picture, _SMALL), (left + k * (_SMALL + 6), _GAP + _TEXT))
-    for i, column in enumerate(columns):
-        left = _GAP + i * (_CELL + _GAP)
-        title, subtitle = TITLES[column]
-        draw.text((left + _CELL // 2, top + 22), title, _ACCENT if column == "merged" else _BRIGHT, large, anchor="mm")
-        draw.text((left + _CELL // 2, top + 46), subtitle, _DIM, small, anchor="mm")
-        for j, row in enumerate(samples.values()):
-            sheet.paste(_enlarged(row[column], _CELL), (left, top + 70 + _TEXT + j * (_TEXT + _CELL + _GAP)))
-    for j, prompt in enumerate(samples):
-        draw.text((_GAP, top + 70 + 8 + j * (_TEXT + _CELL + _GAP)), f'"{prompt}"', _BRIGHT, small)
-    sheet.save(path, optimize=True)
-
-
-def _enlarged(picture: Image.Image, side: int) -> Image.Image:
-    return picture.resize((side, side), Image.Resampling.BICUBIC)
-
-
-# ----------------------------------------------------------------------------------------------------- thumbnails
-
-_THUMB = (600, 400)
-
-
-def write_thumbnails(trainings: Sequence[Training], samples: Samples, scheduled: Image.Image) -> None:
-    """What each shipped workflow does, as a picture for the template browser.
-
-    Args:
-        scheduled: what the subject early and the style late give.
-    """
-    rows = list(samples.values())
-    first, last = rows[0], rows[-1]
-    for training, sample in zip(trainings, (first["subject"], last["style"]), strict=True):
-        card, draw = _card()
-        for k, (picture, _) in enumerate(training.pictures[:4]):
-            card.paste(_enlarged(picture, 116), (22 + k % 2 * 126, 79 + k // 2 * 126))
-        _sign(draw, (306, 200), "→")
-        card.paste(_enlarged(sample, 242), (336, 79))
-        _save(card, f"train_{training.what}")
-    card, draw = _card()
-    for i, (column, sign) in enumerate((("subject", "+"), ("style", "="), ("merged", ""))):
-        card.paste(_enlarged(first[column], 160), (24 + i * 196, 120))
-        _sign(draw, (24 + i * 196 + 178, 200), sign)
-    _save(card, "merge_subject_and_style")
-    card, draw = _card()
-    for i, column in enumerate(("base", "subject")):
-        card.paste(_enlarged(first[column], 256), (24 + i * 296, 72))
-    _sign(draw, (300, 200), "→")
-    _save(card, "load_and_sample")
-    card, draw = _card()
-    for i in range(2):  # with the adapter, and of the merged checkpoint: the same
-        card.paste(_enlarged(first["subject"], 256), (24 + i * 296, 72))
-    _sign(draw, (300, 200), "=")
-    _save(card, "save_merged_checkpoint")
-    write_schedule(first["subject"], scheduled, first["style"])
-
-
-def write_schedule(*pictures: Image.Image) -> None:
-    """The subject's, the scheduled and the style's picture, which lead into each other."""
-    card, draw = _card()
-    for i, picture in enumerate(pictures):
-        card.paste(_enlarged(picture, 160), (24 + i * 196, 120))
-    for i in (1, 2):
-        _sign(draw, (6 + i * 196, 200), "→")
-    _save(card, "subject_early_style_late")
-
-
-def _card() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    card = Image.new("RGB", _THUMB, _GROUND)
-    return card, ImageDraw.Draw(card)
-
-
-def _sign(draw: ImageDraw.ImageDraw, at: tuple[int, int], sign: str) -> None:
-    if sign == "→":  # the default font has none
-        x, y = at
-        draw.line((x - 14, y, x + 10, y), _ACCENT, 4)
-        draw.polygon(((x + 6, y - 9), (x + 18, y), (x + 6, y + 9)), _ACCENT)
-    else:
-        draw.text(at, sign, _ACCENT, ImageFont.load_default(size=34), anchor="mm")
-
-
-def _save(card: Image.Image, workflow: str) -> None:
-    card.save(workflow_file(workflow).with_suffix(".jpg"), quality=90)
-
-
-# ----------------------------------------------------------------------------------------------------------- page
-
-
-def write_page(
-    path: Path,
-    trainings: Sequence[Training],
-    samples: Samples,
-    report: str,
-    timings: Sequence[tuple[str, float]],
-    machine: dict[str, str],
-) -> None:
-    seconds = timings[-1][1]
+def write_page(path: Path, results: Results) -> None:
+    seconds = results.timings[-1][1]
+    loras = (
+        f"<section><h2>For comparison: LoRAs added up</h2><p>Trained on the same pictures and layers for as many "
+        f"steps, with the same batches; the same noise as above.</p>{_grid(results, results.lora_rows)}</section>"
+        if results.lora_rows
+        else ""
+    )
+    reports = "".join(
+        f"<details{'' if i else ' open'}><summary>{_text(what)}</summary><pre>{_text(report)}</pre></details>"
+        for i, (what, report) in enumerate(results.reports.items())
+    )
     content = "\n".join((
-        f"""<header><h1>SODA in ComfyUI</h1>
-        <p>A subject and a style, each learned from five pictures, then merged without any training:
+        f"""<header><h1>My subject in my style</h1>
+        <p>Subject and style were each learned from five pictures, then merged without any training:
         everything on this page was made in {seconds / 60:.1f} minutes by the workflows that come with the pack.</p>
-        <p class="note">The base model is a small Stable Diffusion of the 1.5 family that knows a world of
-        emoji. It has never seen the subject or the style. The last column adds up two LoRAs, trained
-        on the same pictures and layers for as many steps.</p></header>""",
-        f"<section><h2>Same prompt, same noise</h2>{_grid(samples)}</section>",
-        *(_training(training) for training in trainings),
+        <p class="note">The base model is a small Stable Diffusion 3 that knows a world of emoji. It has never seen
+        {_listed(results.subjects)}, nor {_listed(results.styles)}.</p></header>""",
+        f"<section><h2>Same prompt, same noise along a row</h2>{_grid(results, results.rows)}</section>",
+        loras,
+        *(_training(training) for training in (*results.subjects, *results.styles)),
         f"""<section><h2>Merge</h2><p>How much subject and style get in each other's way, as the merge node
-        reports it.</p><details open><summary>Report</summary><pre>{_text(report)}</pre></details></section>""",
-        f"""<section class="two"><div><h2>Time</h2>{_table([(what, _duration(s)) for what, s in timings])}</div>
-        <div><h2>Machine</h2>{_table(machine.items())}</div></section>""",
+        reports it.</p>{reports}</section>""",
+        f"""<section class="two"><div><h2>Time</h2>
+        {_table([(what, _duration(s)) for what, s in results.timings])}</div>
+        <div><h2>Machine</h2>{_table(results.machine.items())}</div></section>""",
     ))  # fmt: skip
     path.write_text(_PAGE.replace("CONTENT", content), encoding="utf-8")
 
 
-def _grid(samples: Samples) -> str:
-    heads = "".join(f"<div class='head'><b>{t}</b><small>{s}</small></div>" for t, s in TITLES.values())
-    rows = "".join(
-        f"<div class='prompt'>“{_text(prompt)}”</div>" + "".join(_picture(row[c], f"{c}: {prompt}") for c in TITLES)
-        for prompt, row in samples.items()
+def _listed(trainings: list[Training]) -> str:
+    return " or ".join(f"<i>{_text(training.task.name)}</i>" for training in trainings)
+
+
+def _grid(results: Results, rows: list[Row]) -> str:
+    titles = {
+        BASE: ("base", "no adapter"),
+        SUBJECT: ("subject", "SODA, 5 pictures" if rows is results.rows else "LoRA, 5 pictures"),
+    }
+    heads = "".join(
+        f"<div class='head'><b>{_text(title)}</b><small>{_text(note)}</small></div>"
+        for title, note in (titles.get(c, (c, f"the prompt goes on: “{STYLE_WORDS}”")) for c in results.columns)
     )
-    return f"<div class='grid'>{heads}{rows}</div>"
+    body = "".join(
+        f"<div class='prompt'>“{_text(row.scene.text)}”</div>"
+        + "".join(_picture(row.cells[c], c) if c in row.cells else "<i></i>" for c in results.columns)
+        for row in rows
+    )
+    columns = f"grid-template-columns: repeat({len(results.columns)}, 1fr)"
+    return f"<div class='grid' style='{columns}'>{heads}{body}</div>"
 
 
 def _training(training: Training) -> str:
@@ -190,15 +78,11 @@ def _training(training: Training) -> str:
         for picture, caption in training.pictures
     )
     settings = ", ".join(f"{name} {training.settings[name]}" for name in SHOWN_SETTINGS if name in training.settings)
-    facts = " · ".join(
-        [
-            _text(training.file),
-            f"{training.kilobytes:.0f} kB",
-            _duration(training.seconds),
-            _text(settings),
-        ]
-    )
-    return f"""<section><h2>Train the {training.what}</h2><div class="pictures">{pictures}</div>
+    facts = " · ".join((
+        _text(training.file), f"{training.kilobytes:.0f} kB", _duration(training.seconds), _text(settings),
+    ))  # fmt: skip
+    return f"""<section><h2>Train the {training.task.kind}: {training.task.name}</h2>
+    <div class="pictures">{pictures}</div>
     <div class="two charts"><figure>{_picture(training.curve, "loss curve")}<figcaption>Loss over steps</figcaption>
     </figure><figure><div class="tall">{_picture(training.portrait, "spectral shift and rotation per layer")}</div>
     <figcaption>What it learned: spectral shift and rotation of every layer</figcaption></figure></div>
@@ -239,8 +123,8 @@ section { background: var(--panel); border: 1px solid var(--line); border-radius
   margin-top: 24px; }
 img { display: block; width: 100%; border-radius: 6px; } figure { margin: 0; }
 figcaption, small, .facts { color: var(--dim); font-size: 13px; } figcaption { margin-top: 6px; }
-.grid { display: grid; grid-template-columns: repeat(5, 1fr); gap: 10px; align-items: center; }
-.grid img { image-rendering: auto; } .prompt { grid-column: 1 / -1; margin-top: 8px; }
+.grid { display: grid; gap: 10px; align-items: center; }
+.prompt { grid-column: 1 / -1; margin-top: 8px; }
 .head { text-align: center; } .head b { font-size: 17px; } .head small { display: block; }
 .pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 12px; margin-bottom: 18px; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 22px; align-items: start; }
@@ -250,8 +134,7 @@ th, td { padding: 5px 8px 5px 0; border-bottom: 1px solid var(--line); } td { te
 pre { overflow-x: auto; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; margin: 10px 0 0; }
 summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 720px) { .two, .charts { grid-template-columns: 1fr; }
-  .pictures { grid-template-columns: repeat(2, 1fr); }
-  .grid { grid-template-columns: repeat(2, 1fr); } }
+  .pictures { grid-template-columns: repeat(2, 1fr); } }
 </style></head><body>
 CONTENT
 </body></html>

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The demo: trains a subject and a style, merges them, samples with each, and shows what came out.
+"""The demo: trains subjects and styles, merges each pair, samples with each, and shows what came out.
 
 Runs the workflows in ``workflows/`` as a user would, in a real ComfyUI without a window, with settings lowered to a
 small base model. Writes ``demo-output/index.html`` (one file, pictures inside) and ``demo-output/sheet.png``.
 
-    COMFYUI_PATH=... python -m demo.run [--steps 100] [--quick] [--out demo-output]
+    COMFYUI_PATH=... python -m demo.run [--all] [--lora] [--publish] [--quick] [--steps 200] [--out demo-output]
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from demo.build_workflows import NEGATIVE, STYLE_FOLDER, SUBJECT_FOLDER, workflow_file
+from demo.build_workflows import workflow_file
 from demo.lora import train_lora
-from demo.page import TITLES, Samples, Training, write_page, write_sheet, write_thumbnails
+from demo.page import write_page
+from demo.prompts import Prompt, for_demo, node, set_inputs, with_loras
+from demo.results import BASE, SUBJECT, Results, Row, Training
+from demo.settings import ANOTHER_CLASS, MERGE, RECIPES, SCENES, STYLE_WORDS, STYLES, SUBJECTS, Scene
+from demo.sheet import write_sheet, write_thumbnails
 from testbed.bed import TestBed
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
@@ -33,185 +36,166 @@ from testbed.machine import core_count, processor
 from testbed.paths import ROOT, cache_root
 from testbed.server import Server
 from testbed.world.render import SIDE
-from testbed.world.tasks import STYLE, SUBJECT, Task
+from testbed.world.tasks import Task
 
-#: what is asked for, and the seed of the noise
-PROMPTS = {
-    "a sks flower on a red background, in zqx style": 5,
-    "a sks flower on a striped background": 21,
-    "a sks flower on a sunset background, pixel art": 42,
-    "a house on a red background, in zqx style": 11,
-}
-#: for a model a twentieth of the usual size and a fifth of the usual steps; see "How it is set" in demo/README.md
-TRAIN = {"layers": "all linear + conv", "loss": "mse"}
-OWN = {
-    "subject": {"factor_preset": "large", "schedule": "cosine"},
-    "style": {"factor_preset": "auto", "schedule": "constant"},
-}
-RATES = {"subject": 3e-3, "style": 4e-3}
-LORA_RATES = {"subject": 1e-3, "style": 2e-3}
-MERGE = {"subject_strength": 1.0, "style_strength": 0.8}
 #: as a host started by hand: threads wait awake for a moment, where tests on shared machines let them sleep
 THREADS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
-SAMPLE = {"steps": 20, "cfg": 3.0}
 
 
-@dataclass
 class Demo:
-    """One run: the server, what was asked for, and how long things took."""
+    """One run: the server, and what came out so far.
 
-    server: Server
-    steps: int
-    sample_steps: int
-    timings: list[tuple[str, float]] = field(default_factory=list)
+    Args:
+        steps, sample_steps: instead of the demo's own.
+    """
+
+    def __init__(self, server: Server, steps: int | None = None, sample_steps: int | None = None) -> None:
+        self.server, self.steps, self.sample_steps = server, steps, sample_steps
+        self.results = Results(machine=machine(server))
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         say(what)
         started = time.monotonic()
         yield
-        self.timings.append((what, time.monotonic() - started))
-        say(f"  {self.timings[-1][1]:.0f} s")
+        self.results.timings.append((what, time.monotonic() - started))
+        say(f"  {self.results.timings[-1][1]:.0f} s")
 
-    def prompt(self, name: str) -> dict[str, Any]:
+    def prompt(self, name: str) -> Prompt:
         """A shipped workflow, ready to queue with the demo's settings."""
         workflow = json.loads(workflow_file(name).read_text(encoding="utf-8"))
-        return for_demo(self.server.convert(workflow), self.steps, self.sample_steps)
+        return for_demo(self.server.convert(workflow), name, self.steps, self.sample_steps)
 
-    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        self.log = _LogLines(self.server)
-        entry = self.server.queue(prompt, lambda *_: self.log.show())
-        self.log.show()
+    def run(self, prompt: Prompt) -> dict[str, Any]:
+        log = _LogLines(self.server)
+        entry = self.server.queue(prompt, lambda *_: log.show())
+        log.show()
         return entry
 
-    def train(self, what: str, folder: str) -> Training:
+    def run_for_adapter(self, prompt: Prompt) -> tuple[dict[str, Any], Path]:
+        """Also the adapter that it saves."""
+        before = set(self.server.adapters.glob("*.safetensors"))
+        entry = self.run(prompt)
+        (file,) = set(self.server.adapters.glob("*.safetensors")) - before
+        return entry, file
+
+    def train(self, task: Task) -> Training:
         """With the shipped workflow, as a user would."""
-        prompt = self.prompt(f"train_{what}")
-        set_inputs(prompt, "SODATrain", rotation_lr=RATES[what], shift_lr=RATES[what], **OWN[what])
+        folder = self.server.base / "input" / f"demo_{_slug(task)}"
+        task.write(folder, SIDE)
+        prompt = self.prompt(f"train_{task.kind}")
+        set_inputs(prompt, "LoadImageTextDataSetFromFolder", folder=folder.name)
+        set_inputs(prompt, "SODATrain", filename_prefix=_slug(task), trigger_phrase=trigger(task))
+        del prompt[node(prompt, "SaveImage")]  # it is sampled with below
         drawn, inspected = node(prompt, "PreviewImage"), node(prompt, "SODAInspectAdapter")
         prompt["portrait"] = {"class_type": "PreviewImage", "inputs": {"images": [inspected, 0]}}
-        before = set(self.server.adapters.glob("*.safetensors"))
-        with self.timed(f"train the {what}"):
-            entry = self.run(prompt)
-        (file,) = set(self.server.adapters.glob("*.safetensors")) - before
-        return Training(
-            what=what,
-            pictures=training_pictures(self.server.base / "input" / folder),
+        with self.timed(f"train the {task.kind}: {task.name}"):
+            entry, file = self.run_for_adapter(prompt)
+        training = Training(
+            task=task,
+            pictures=training_pictures(folder),
             curve=self.server.images(entry, drawn)[0],
             portrait=self.server.images(entry, "portrait")[0],
             file=file.name,
             kilobytes=file.stat().st_size / 1e3,
             settings=prompt[node(prompt, "SODATrain")]["inputs"],
-            seconds=self.timings[-1][1],
+            seconds=self.results.timings[-1][1],
         )
+        (self.results.subjects if task.kind == "subject" else self.results.styles).append(training)
+        return training
 
-    def merge(self, trainings: list[Training]) -> tuple[str, str]:
-        """Name of the merged adapter's file, and the report."""
+    def merge(self, subject: Training, style: Training) -> str:
+        """With the shipped workflow; name of the merged adapter's file."""
         prompt = self.prompt("merge_subject_and_style")
-        loaders = [key for key, value in prompt.items() if value["class_type"] == "SODALoadAdapter"]
         merge = prompt[node(prompt, "SODAMerge")]["inputs"]
-        by_input = {merge["subject"][0]: trainings[0], merge["style"][0]: trainings[1]}
-        for key in loaders:
-            prompt[key]["inputs"]["adapter_name"] = by_input[key].file
-        before = set(self.server.adapters.glob("*.safetensors"))
-        with self.timed("merge them"):
-            entry = self.run(prompt)
-        (file,) = set(self.server.adapters.glob("*.safetensors")) - before
-        return file.name, entry["outputs"][node(prompt, "PreviewAny")]["text"][0]
-
-    def train_lora(self, bed: TestBed, task: Task) -> str:
-        """The same pictures, layers, batch, steps and loss with LoRA; name of the file."""
-        file = self.server.base / f"lora_{task.kind}.safetensors"
-        with self.timed(f"train a LoRA of the {task.kind}, for comparison"):
-            settings = {**TRAIN, **OWN[task.kind], "steps": self.steps, "seed": 0}
-            train_lora(bed, task, file, LORA_RATES[task.kind], **settings)
-        self.server.add_model("loras", file)
+        for source, training in ((merge["subject"], subject), (merge["style"], style)):
+            prompt[source[0]]["inputs"]["adapter_name"] = training.file
+        set_inputs(prompt, "SODASaveAdapter", filename_prefix=f"{_slug(subject.task)}_{_slug(style.task)}")
+        pair = f"{subject.task.name} + {style.task.name}"
+        with self.timed(f"merge {pair}"):
+            entry, file = self.run_for_adapter(prompt)
+        self.results.reports[pair] = entry["outputs"][node(prompt, "PreviewAny")]["text"][0]
         return file.name
 
-    def samples(self, prompts: dict[str, int], adapters: dict[str, str], loras: dict[str, float]) -> Samples:
-        """One text and one noise for all columns, so that only the weights differ."""
-        pictures: Samples = {}
-        with self.timed(f"sample {len(prompts) * len(TITLES)} pictures"):
-            for text, seed in prompts.items():
-                row = pictures.setdefault(text, {})
-                for column, file in adapters.items():
-                    prompt = self.sample_prompt(text, seed)
-                    set_inputs(prompt, "SODALoadAdapter", adapter_name=file)
-                    both = self.server.images(self.run(prompt))[-1]
-                    row.setdefault("base", both.crop((0, 0, SIDE, SIDE)))
-                    row[column] = both.crop((SIDE, 0, 2 * SIDE, SIDE))
-                prompt = with_loras(self.sample_prompt(text, seed), loras)
-                row["loras"] = self.server.images(self.run(prompt))[-1].crop((SIDE, 0, 2 * SIDE, SIDE))
-        return pictures
+    def paint(self, merged: dict[tuple[Task, Task], str]) -> None:
+        """Every cell of the grid. One noise for a row, and one text for the base and the first adapter in it.
 
-    def scheduled(self, trainings: list[Training]) -> Image.Image:
-        """The subject early and the style late: what the shipped workflow of that name gives."""
+        Args:
+            merged: file by subject and style.
+        """
+        styles = {style.task.name: style for style in self.results.styles}
+        with self.timed("sample with all of them"):
+            for subject in self.results.subjects:
+                files = {SUBJECT: subject.file} | {n: merged[subject.task, s.task] for n, s in styles.items()}
+                self.results.rows.append(self._row(SCENES[subject.task.name], subject.task, files))
+            self.results.rows.append(self._row(ANOTHER_CLASS, None, {n: s.file for n, s in styles.items()}))
+
+    def _row(self, scene: Scene, subject: Task | None, files: dict[str, str]) -> Row:
+        cells: dict[str, Image.Image] = {}
+        for column, file in files.items():
+            prompt = self._sample_prompt(scene, column)
+            set_inputs(prompt, "SODALoadAdapter", adapter_name=file)
+            base, adapted = self._two(prompt)
+            cells.setdefault(BASE, base)
+            cells[column] = adapted
+        return Row(scene, subject, cells)
+
+    def compare_with_loras(self, bed: TestBed) -> None:
+        """The same grid with LoRAs, a subject's and a style's added up with the strengths of the merge."""
+        trained = {}
+        for training in (*self.results.subjects, *self.results.styles):
+            file = self.server.base / f"lora_{_slug(training.task)}.safetensors"
+            with self.timed(f"train a LoRA, for comparison: {training.task.name}"):
+                train_lora(bed, training.task, file, self.steps)
+            self.server.add_model("loras", file)
+            trained[training.task.name] = file.name
+        with self.timed("sample with the LoRAs"):
+            for row in self.results.rows:
+                cells: dict[str, Image.Image] = {}
+                for column in row.cells:
+                    strengths = {}
+                    if row.subject and column != BASE:
+                        strengths[trained[row.subject.name]] = 1.0 if column == SUBJECT else MERGE["subject_strength"]
+                    if column in trained:
+                        strengths[trained[column]] = MERGE["style_strength"] if row.subject else 1.0
+                    if strengths:
+                        prompt = with_loras(self._sample_prompt(row.scene, column), strengths)
+                        cells[column] = self._two(prompt)[1]
+                self.results.lora_rows.append(Row(row.scene, row.subject, cells))
+
+    def scheduled(self) -> Image.Image:
+        """The first subject early and the first style late: what the shipped workflow of that name gives."""
         prompt = self.prompt("subject_early_style_late")
         loaders = [key for key, value in prompt.items() if value["class_type"] == "SODALoadAdapter"]
-        for key, training in zip(loaders, trainings, strict=True):
+        both = self.results.subjects[0], self.results.styles[0]
+        for key, training in zip(loaders, both, strict=True):
             prompt[key]["inputs"]["adapter_name"] = training.file
-        set_inputs(prompt, "KSampler", seed=next(iter(PROMPTS.values())))
+        scene = SCENES[both[0].task.name]
+        set_inputs(prompt, "KSampler", seed=scene.seed)
         with self.timed("sample with both, one early and one late"):
             return self.server.images(self.run(prompt))[-1]
 
-    def sample_prompt(self, text: str, seed: int) -> dict[str, Any]:
+    def _sample_prompt(self, scene: Scene, column: str) -> Prompt:
         prompt = self.prompt("load_and_sample")
-        # not the adapter's own trigger phrase: one text for all, which also lets the host reuse the base's picture
-        set_inputs(prompt, "StringReplace", string=text, replace="")
-        set_inputs(prompt, "KSampler", seed=seed)
+        words = "" if column == SUBJECT else STYLE_WORDS
+        # not the adapter's own trigger phrase: the base gets the same text
+        set_inputs(prompt, "StringReplace", string=scene.text + words, replace="")
+        set_inputs(prompt, "KSampler", seed=scene.seed)
         return prompt
 
-
-def with_loras(prompt: dict[str, Any], strengths: dict[str, float]) -> dict[str, Any]:
-    """A sampling workflow with a chain of the host's LoRA loaders in place of ours; strengths by file."""
-    loader = node(prompt, "SODALoadAdapter")
-    model, clip = (prompt[loader]["inputs"][name] for name in ("model", "clip"))
-    del prompt[loader]
-    for i, (name, strength) in enumerate(strengths.items()):
-        inputs = {"model": model, "lora_name": name, "strength_model": strength}
-        prompt[f"lora{i}"] = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
-        model = [f"lora{i}", 0]
-    instead = {0: model, 1: clip}
-    for entry in prompt.values():
-        for key, value in entry["inputs"].items():
-            if isinstance(value, list) and value[0] == loader:
-                entry["inputs"][key] = instead[value[1]]
-    return prompt
+    def _two(self, prompt: Prompt) -> tuple[Image.Image, Image.Image]:
+        """What the workflow *Use an adapter* paints: with the base and with the adapter."""
+        both = self.server.images(self.run(prompt))[-1]
+        return both.crop((0, 0, SIDE, SIDE)), both.crop((SIDE, 0, 2 * SIDE, SIDE))
 
 
-def demo_settings(steps: int, sample_steps: int) -> dict[str, dict[str, Any]]:
-    """By node: a workflow's settings for the demo's small model instead of those for real ones."""
-    return {
-        "CheckpointLoaderSimple": {"ckpt_name": BASE_NAME},
-        "ImageScale": {"width": SIDE, "height": SIDE},
-        "EmptyLatentImage": {"width": SIDE, "height": SIDE},
-        "SODATrain": {"steps": steps, "preview_every": 0, **TRAIN},
-        "SODAMerge": MERGE,
-        "KSampler": {**SAMPLE, "steps": sample_steps},
-    }
+def trigger(task: Task) -> str:
+    """What stands for it in a prompt."""
+    return f"sks {task.class_word}" if task.kind == "subject" else STYLE_WORDS.removeprefix(", ")
 
 
-def for_demo(prompt: dict[str, Any], steps: int, sample_steps: int) -> dict[str, Any]:
-    """Give a workflow the demo's settings."""
-    for kind, values in demo_settings(steps, sample_steps).items():
-        set_inputs(prompt, kind, **values)
-    for entry in prompt.values():
-        if entry["inputs"].get("text") == NEGATIVE:  # words that the small model never learnt
-            entry["inputs"]["text"] = ""
-    return prompt
-
-
-def set_inputs(prompt: dict[str, Any], kind: str, **values: Any) -> None:
-    """Set widgets of every node of a kind."""
-    for entry in prompt.values():
-        if entry["class_type"] == kind:
-            entry["inputs"].update(values)
-
-
-def node(prompt: dict[str, Any], kind: str) -> str:
-    """Id of the one node of a kind."""
-    (key,) = [key for key, entry in prompt.items() if entry["class_type"] == kind]
-    return key
+def _slug(task: Task) -> str:
+    return task.name.replace(" ", "_")
 
 
 def kept_adapters(base: Path) -> Path:
@@ -231,6 +215,15 @@ def keep_adapters(base: Path, folder: Path, adapters: dict[str, str]) -> None:
         for file in (folder / name, (folder / name).with_suffix(".png")):
             if file.exists():
                 shutil.copyfile(file, target / f"demo_{what}{file.suffix}")
+
+
+def kept_names(
+    subjects: Sequence[Training], styles: Sequence[Training], merged: dict[tuple[Task, Task], str]
+) -> dict[str, str]:
+    """What each adapter is kept as: those of the first pair as what they are, the others by their names."""
+    names = {"subject": subjects[0].file, "style": styles[0].file, "merged": next(iter(merged.values()))}
+    names |= {_slug(training.task): training.file for training in (*subjects[1:], *styles[1:])}
+    return names | {f"{_slug(s)}_{_slug(t)}": file for (s, t), file in [*merged.items()][1:]}
 
 
 def training_pictures(folder: Path) -> list[tuple[Image.Image, str]]:
@@ -271,42 +264,44 @@ def machine(server: Server) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a subject and a style, merge them, show what came out.")
-    parser.add_argument("--steps", type=int, default=220, help="training steps for each adapter")
-    parser.add_argument("--quick", action="store_true", help="only show that it works: 8 steps, one prompt")
+    steps = ", ".join(f"{recipe.settings['steps']} for a {kind}" for kind, recipe in RECIPES.items())
+    parser = argparse.ArgumentParser(description="Train subjects and styles, merge each pair, show what came out.")
+    parser.add_argument("--all", action="store_true", help="two subjects and two styles instead of one each")
+    parser.add_argument("--lora", action="store_true", help="also LoRAs of the same pictures, to compare with")
+    parser.add_argument("--steps", type=int, help=f"training steps for each adapter (default: {steps})")
+    parser.add_argument("--quick", action="store_true", help="only show that it works: 8 steps")
     parser.add_argument("--out", type=Path, default=ROOT / "demo-output")
-    parser.add_argument("--publish", action="store_true", help="renew docs/sheet.jpg and the workflows' thumbnails")
+    publish = "--all --lora, and renew docs/sheet.jpg and the workflows' thumbnails"
+    parser.add_argument("--publish", action="store_true", help=publish)
     args = parser.parse_args()
-    steps, sample_steps, prompts = args.steps, int(SAMPLE["steps"]), PROMPTS
-    if args.quick:
-        steps, sample_steps, prompts = 8, 4, dict([*PROMPTS.items()][:1])
+    count = None if args.all or args.publish else 1
 
     started = time.monotonic()
     say("base model: from the weights in demo/model")
     base = checkpoint(cache_root())
     say("starting ComfyUI")
     with Server(env=THREADS) as server:
-        demo = Demo(server, steps, sample_steps)
+        demo = Demo(server, 8 if args.quick else args.steps, 4 if args.quick else None)
         server.add_checkpoint(base, BASE_NAME)
-        demo.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
-        trainings = [demo.train("subject", SUBJECT_FOLDER), demo.train("style", STYLE_FOLDER)]
-        merged, report = demo.merge(trainings)
-        bed = TestBed(base)
-        loras = {demo.train_lora(bed, task): MERGE[f"{task.kind}_strength"] for task in (SUBJECT, STYLE)}
-        adapters = {"subject": trainings[0].file, "style": trainings[1].file, "merged": merged}
+        results = demo.results
+        results.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
+        subjects, styles = ([demo.train(task) for task in tasks[:count]] for tasks in (SUBJECTS, STYLES))
+        merged = {(s.task, t.task): demo.merge(s, t) for s in subjects for t in styles}
         if not args.quick:
-            keep_adapters(base, server.adapters, adapters)
-        pictures = demo.samples(prompts, adapters, loras)
-        scheduled = demo.scheduled(trainings) if args.publish else None
-        demo.timings.append(("all", time.monotonic() - started))
+            keep_adapters(base, server.adapters, kept_names(subjects, styles, merged))
+        demo.paint(merged)
+        if args.lora or args.publish:
+            demo.compare_with_loras(TestBed(base))
+        scheduled = demo.scheduled() if args.publish else None
+        results.timings.append(("all", time.monotonic() - started))
 
         args.out.mkdir(parents=True, exist_ok=True)
-        write_sheet(args.out / "sheet.png", trainings, pictures)
-        write_page(args.out / "index.html", trainings, pictures, report, demo.timings, machine(server))
+        write_sheet(args.out / "sheet.png", results)
+        write_page(args.out / "index.html", results)
         if scheduled:
             Image.open(args.out / "sheet.png").save(ROOT / "docs" / "sheet.jpg", quality=90)
-            write_thumbnails(trainings, pictures, scheduled)
-    say(f"done after {demo.timings[-1][1]:.0f} s: {args.out / 'index.html'}")
+            write_thumbnails(results, scheduled)
+    say(f"done after {results.timings[-1][1]:.0f} s: {args.out / 'index.html'}")
 
 
 if __name__ == "__main__":

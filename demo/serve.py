@@ -18,7 +18,8 @@ from typing import Any
 
 from demo.build_workflows import NEGATIVE, TITLES, workflow_file
 from demo.graph import set_widgets
-from demo.run import OWN, RATES, SAMPLE, demo_settings, kept_adapters, say
+from demo.prompts import demo_settings
+from demo.run import kept_adapters, say
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
 from testbed.paths import cache_root
@@ -27,9 +28,8 @@ from testbed.server.files import HostFolder
 #: Where the front end lists a user's workflows; the folder in it is ours.
 WORKFLOWS = Path("user", "default", "workflows", "SODA demo")
 SETTINGS = Path("user", "default", "comfy.settings.json")
-#: As the demo trains, and a preview now and then, so that one sees it learn.
-STEPS = 220
-PREVIEWS: dict[str, Any] = {"preview_every": 44, "preview_steps": 10}
+PREVIEWS = 5  #: of a training, so that one sees it learn
+PREVIEW_STEPS = 10
 
 
 def prepare(folder: Path) -> None:
@@ -74,10 +74,9 @@ def for_serve(name: str, adapters: Mapping[str, str]) -> dict[str, Any]:
         adapters: file names in the soda folder by what they are; none before the first demo.
     """
     workflow: dict[str, Any] = json.loads(workflow_file(name).read_text("utf-8"))
-    values = demo_settings(STEPS, int(SAMPLE["steps"]))
-    if what := name.removeprefix("train_") if name.startswith("train_") else "":
-        rates = {"rotation_lr": RATES[what], "shift_lr": RATES[what]}
-        values["SODATrain"] |= {**OWN[what], **rates, **PREVIEWS}
+    values = demo_settings(name)
+    if train := values.get("SODATrain"):
+        train |= {"preview_every": train["steps"] // PREVIEWS, "preview_steps": PREVIEW_STEPS}
     for node in workflow["nodes"]:
         if node["type"] == "SODALoadAdapter" and adapters:
             set_widgets(node, {"adapter_name": adapters[node["properties"].pop("soda_choose")]})

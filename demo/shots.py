@@ -3,7 +3,7 @@
 
 Needs Chromium:
 
-    python dev.py python -m demo.shots [--only live] [--chromium /usr/bin/chromium] [--steps 220]
+    python dev.py python -m demo.shots [--only live] [--chromium /usr/bin/chromium] [--steps 200]
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from demo.build_workflows import STYLE_FOLDER, workflow_file
-from demo.run import MERGE, OWN, RATES, SAMPLE, TRAIN, Demo, say
+from demo.build_workflows import workflow_file
+from demo.prompts import demo_settings
+from demo.run import Demo, say
+from demo.settings import RECIPES, SAMPLE, SCENES, STYLE_WORDS, STYLES, SUBJECTS
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
 from testbed.paths import ROOT, cache_root
 from testbed.server import Server
-from testbed.world.render import SIDE
 
 #: nothing over the graph
 PLAIN = {
@@ -35,7 +36,6 @@ PLAIN = {
     "Comfy.Workflow.ShowMissingModelsWarning": False,
 }
 WIDTH, HEIGHT, MENUS = 1680, 1180, 110  #: of the window, and what the menus at its top and left take, in pixels
-PROMPTS = {"train": "a sks flower on a striped background", "merge": "a sks flower on a red background, in zqx style"}
 
 LOAD = "async (graph) => { await app.loadGraphData(graph) }"
 SET = """(values) => {
@@ -124,17 +124,14 @@ def shoot_live(browser: Browser, server: Server, values: dict[str, dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser")
-    parser.add_argument("--steps", type=int, default=220, help="training steps for each adapter")
+    parser.add_argument("--steps", type=int, help="training steps for each adapter (default: the demo's)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     parser.add_argument("--only", choices=("train", "merge", "live"), help="one picture (default: all)")
     args = parser.parse_args()
-    sizes, rate = {"width": SIDE, "height": SIDE}, RATES["subject"]
-    common = {
-        "CheckpointLoaderSimple": {"ckpt_name": BASE_NAME},
-        "ImageScale": sizes, "EmptyLatentImage": sizes, "KSampler": SAMPLE, "SODAMerge": MERGE,
-        "Negative prompt": {"text": ""},
-    }  # fmt: skip
-    train = {**TRAIN, **OWN["subject"], "rotation_lr": rate, "shift_lr": rate, "steps": args.steps}
+    steps = args.steps or RECIPES["subject"].settings["steps"]
+    prompt, empty = {"text": SCENES[SUBJECTS[0].name].text}, {"Negative prompt": {"text": ""}}
+    train = {**demo_settings("train_subject", steps), **empty, "Prompt": prompt}
+    merge = {**demo_settings("merge_subject_and_style"), **empty, "Prompt": {"text": prompt["text"] + STYLE_WORDS}}
     with Server() as server:
         settings = server.base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True, exist_ok=True)
@@ -142,18 +139,17 @@ def main() -> None:
         server.add_checkpoint(checkpoint(cache_root()), BASE_NAME)
         wanted = {args.only} if args.only else {"train", "merge", "live"}
         if "merge" in wanted:
-            Demo(server, args.steps, int(SAMPLE["steps"])).train("style", STYLE_FOLDER)
+            merge["Style"] = {"adapter_name": Demo(server, args.steps).train(STYLES[0]).file}
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])
-            values = {**common, "SODATrain": train, "Prompt": {"text": PROMPTS["train"]}}
             if wanted & {"train", "merge"}:  # the merge takes the subject trained here
-                shoot(browser, server, "train_subject", values, args.out / "train.jpg")
+                shoot(browser, server, "train_subject", train, args.out / "train.jpg")
             if "merge" in wanted:
-                merge = {**common, "Prompt": {"text": PROMPTS["merge"]}}
                 shoot(browser, server, "merge_subject_and_style", merge, args.out / "merge.jpg")
             if "live" in wanted:
-                train |= {"preview_every": max(1, args.steps // 12), "preview_steps": int(SAMPLE["steps"]), "seed": 1}
-                shoot_live(browser, server, {**common, "SODATrain": train}, args.steps, args.out / "live.jpg")
+                previews = {"preview_every": max(1, steps // 12), "preview_steps": SAMPLE["steps"], "seed": 1}
+                live = {**train, "SODATrain": train["SODATrain"] | previews}
+                shoot_live(browser, server, live, steps, args.out / "live.jpg")
             browser.close()
 
 

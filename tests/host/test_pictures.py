@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.run import MERGE, OWN, RATES, TRAIN
+from demo.settings import MERGE, RECIPES
 from soda_core.merge import merge
 from testbed import evaluate
 from testbed.bed import TestBed
@@ -33,8 +33,10 @@ def trained(bed):
     from testbed.training import train_method  # imports the host
 
     def train(task):
-        settings = {**TRAIN, **OWN[task.kind], "steps": STEPS, "seed": 0}
-        return train_method(bed.patcher, bed.training_data(task), SODA, RATES[task.kind], **settings)
+        recipe = RECIPES[task.kind]
+        settings = recipe.settings | {"steps": STEPS, "seed": 0}
+        data = bed.training_data(task)
+        return train_method(bed.patcher, data, SODA, recipe.rotation_lr, recipe.shift_lr, **settings)
 
     return {task.kind: train(task) for task in (SUBJECT, STYLE)}
 

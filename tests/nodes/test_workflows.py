@@ -15,7 +15,7 @@ from demo import blueprints
 from demo.build_pictures import FOLDERS, PICTURES, write
 from demo.build_workflows import CHECKPOINT, TITLES, build_all, workflow_file
 from demo.graph import HEADER, natural_height
-from demo.run import for_demo, node, set_inputs
+from demo.prompts import for_demo, node, set_inputs
 from testbed.checkpoints import BASE_NAME
 from testbed.paths import ROOT
 
@@ -27,7 +27,7 @@ def shipped(name: str) -> dict:
 
 
 def prompt_of(server, name: str) -> dict:
-    return for_demo(server.convert(shipped(name)), steps=3, sample_steps=2)
+    return for_demo(server.convert(shipped(name)), name, steps=3, sample_steps=2)
 
 
 def test_these_workflows_ship_with_thumbnails() -> None:
@@ -211,14 +211,14 @@ def around(title: str, picture: str) -> dict:
 
 def test_the_blueprints_run_as_nodes(server) -> None:
     made = []
-    for title in ("Train my subject", "Train my style"):
+    for name in ("train_subject", "train_style"):
         before = set(server.soda.glob("*.safetensors"))
-        prompt = for_demo(server.convert(around(title, "loss_curve")), steps=3, sample_steps=2)
+        prompt = for_demo(server.convert(around(TITLES[name], "loss_curve")), name, steps=3, sample_steps=2)
         assert server.images(server.queue(prompt), node(prompt, "PreviewImage"))
         made += [path.name for path in set(server.soda.glob("*.safetensors")) - before]
     server.object_info(refresh=True)
     compared = "base, subject, style, merged"
-    prompt = for_demo(server.convert(around("Merge and compare", compared)), steps=3, sample_steps=2)
+    prompt = for_demo(server.convert(around("Merge and compare", compared)), "merge and compare", sample_steps=2)
     loaders = [entry for entry in prompt.values() if entry["class_type"] == "SODALoadAdapter"]
     for loader, name in zip(loaders, made, strict=True):
         loader["inputs"]["adapter_name"] = name
