@@ -107,9 +107,7 @@ class TestBed:
 
     def references(self, task: Task, style: str = "flat", count: int = 32) -> Predictions:
         """The classifier on fresh real pictures of a subject in a style, through the autoencoder as samples are."""
-        scenes = [replace(scene, style=style) for scene in task.scenes(count, seed=1)]
-        latents = self.vae.encode(images(scenes))
-        return self.classified(self.vae.decode(latents).movedim(-1, 1))
+        return self.classified(self.real([replace(scene, style=style) for scene in task.scenes(count, seed=1)]))
 
     def deltas_of(self, adapter: Any) -> dict[str, Tensor]:
         """The change an adapter makes of every layer's weight, at strength 1."""
