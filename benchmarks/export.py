@@ -79,19 +79,15 @@ def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str,
         rows[name] = {"left_out": made.report.error, "export_seconds": time.monotonic() - started}
         deltas[name] = stored_deltas(made.tensors, {n: d.shape for n, d in trained.deltas.items()})
         megabytes[name] = made.report.num_bytes / 1e6
-    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, count)
-    references = bed.references(task) if task.kind == "subject" else None
+    prompts = evaluate.prompts_of([task], count)
     soda = None
     for name in ("SODA", *(n for n in deltas if n != "SODA")):
         predictions, pictures = evaluate.classified(bed, deltas[name], prompts, seed=3)
         soda = pictures if soda is None else soda
         painted[f"{task.kind} {name}"] = pictures[:4]
-        metrics = (
-            evaluate.style_metrics(predictions, prompts)
-            if references is None
-            else evaluate.subject_metrics(predictions, prompts, references)
-        )
-        rows[name] |= metrics | {"pixel_change": float((pictures - soda).square().mean().sqrt())}
+        rows[name] |= evaluate.odds(predictions, prompts) | {
+            "pixel_change": float((pictures - soda).square().mean().sqrt())
+        }
     return [
         {"bench": task.kind, "variant": name, "megabytes": megabytes.get(name), "steps": steps, "count": count, **row}
         for name, row in rows.items()
@@ -101,13 +97,13 @@ def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str,
 def tables(rows: list[Row]) -> str:
     """A table for each of the two."""
     text = []
-    for kind, metric in (("subject", "similarity"), ("style", "style_probability")):
-        head = f"| {kind} | MB | leaves out | {metric.replace('_', ' ')} | pixels changed |"
+    for kind in ("subject", "style"):
+        head = f"| {kind} | MB | leaves out | thing x style | pixels changed |"
         text.append(head + "\n" + "| --- " * 5 + "|")
         for row in (row for row in rows if row["bench"] == kind):
             size = "" if row["megabytes"] is None else f"{row['megabytes']:.1f}"
             left_out = "" if "left_out" not in row else f"{row['left_out']:.1%}"
-            text[-1] += f"\n| {row['variant']} | {size} | {left_out} | {row[metric]:.3f} | {row['pixel_change']:.3f} |"
+            text[-1] += f"\n| {row['variant']} | {size} | {left_out} | {row['both']:.3f} | {row['pixel_change']:.3f} |"
     return "\n\n".join(text)
 
 

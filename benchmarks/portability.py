@@ -89,7 +89,7 @@ def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, l
         bed.patcher, bed.training_data(task), method, lr, steps=steps, batch_size=1, seed=0, loss="mse"
     )
     assert trained.adapter is not None
-    prompts = (evaluate.subject_prompts if task.kind == "subject" else evaluate.style_prompts)(task, PROMPT_COUNT)
+    prompts = evaluate.prompts_of([task], PROMPT_COUNT)
     common = {"task": task.kind, task.kind: task.name, "shift": form, "lr": lr, "steps": steps}
     rows: list[Row] = []
     keys = {name: f"{name.removeprefix('diffusion_model.')}.weight" for name in trained.adapter.layers}
@@ -119,10 +119,7 @@ def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, l
                "predicted": BaseReport(checks).spectral_error,
                "pixel_change": float((shown["again"][1] - shown["as trained"][1]).square().mean().sqrt())}  # fmt: skip
         for which, (predictions, _) in shown.items():
-            if task.kind == "subject":
-                row[which] = evaluate.subject_metrics(predictions, prompts, bed.references(task))["similarity"]
-            else:
-                row[which] = evaluate.style_metrics(predictions, prompts)["style_probability"]
+            row[which] = evaluate.odds(predictions, prompts)["both"]
         rows.append(row)
         print(
             f"{form:18} {task.name:10} {base:14} off by {row['error']:.2%}, check says {row['predicted']:.2%}, "

@@ -170,6 +170,8 @@ class Bench:
 
 
 def _short(row: Row) -> str:
+    if "why" in row:
+        return f"nothing, because {row['why']}"
     names = ("thing", "styled", "both", "changed")
     return ", ".join(f"{name} {row[name]:.2f}" for name in names if name in row)
 

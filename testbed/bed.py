@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,6 @@ class TestBed:
     def real(self, scenes: Sequence[Scene]) -> Tensor:
         """Real pictures (n, 3, SIDE, SIDE) in 0..1, through the autoencoder as samples are."""
         return self.vae.decode(self.vae.encode(images(scenes))).movedim(-1, 1).clamp(0, 1)
-
-    def references(self, task: Task, style: str = "flat", count: int = 32) -> Predictions:
-        """The classifier on fresh real pictures of a subject in a style, through the autoencoder as samples are."""
-        return self.classified(self.real([replace(scene, style=style) for scene in task.scenes(count, seed=1)]))
 
     def deltas_of(self, adapter: Any) -> dict[str, Tensor]:
         """The change an adapter makes of every layer's weight, at strength 1."""

@@ -102,10 +102,6 @@ class Predictions:
     def glyphs(self) -> list[str]:
         return [GLYPH_NAMES[i] for i in self.glyph.argmax(1).tolist()]
 
-    def similarity(self, other: Predictions) -> Tensor:
-        """Mean cosine of each picture's embedding to those of other pictures, (n,)."""
-        return (self.embedding @ other.embedding.mT).mean(1)
-
 
 def _log_probability(logits: Tensor, wanted: list[int]) -> Tensor:
     return logits.log_softmax(1).gather(1, torch.tensor(wanted)[:, None]).squeeze(1)

@@ -125,53 +125,7 @@ def accuracies(predictions: Predictions, prompts: Sequence[Prompt]) -> Metrics:
     }
 
 
-def subject_metrics(predictions: Predictions, prompts: Sequence[Prompt], references: Predictions) -> Metrics:
-    """``prompt_accuracy``: share of what the prompts asked for beside the subject that is there."""
-    shares = accuracies(predictions, prompts)
-    return {
-        "similarity": float(predictions.similarity(references).mean()),
-        **shares,
-        "prompt_accuracy": (shares["background_accuracy"] + shares["style_accuracy"]) / 2,
-    }
-
-
-def style_metrics(predictions: Predictions, prompts: Sequence[Prompt]) -> Metrics:
-    """``style_probability``: what the classifier gives the style on average; it moves before the accuracy does."""
-    return {
-        "style_probability": float(_style_probability(predictions, prompts).mean()),
-        "style_accuracy": accuracy(predictions.styles(), [p.style for p in prompts]),
-        "class_accuracy": accuracy(predictions.kinds(), [p.kind for p in prompts]),
-    }
-
-
-def _style_probability(predictions: Predictions, prompts: Sequence[Prompt]) -> Tensor:
-    return predictions.style_log_probability([p.style for p in prompts]).exp()
-
-
-def merge_metrics(
-    predictions: Predictions, prompts: Sequence[Prompt], references: Predictions, styled: Predictions
-) -> Metrics:
-    """How like the subject a picture is, as it is and in the style.
-
-    Args:
-        references: real pictures of the subject.
-        styled: real pictures of the subject in the style: what a perfect merge would paint.
-    Returns:
-        ``similarity`` to the first, ``styled_similarity`` to the second, and ``both``: mean over pictures of the second
-        times the probability of the style.
-    """
-    styled_similarity = predictions.similarity(styled).clamp(min=0)
-    return {
-        "similarity": float(predictions.similarity(references).mean()),
-        "styled_similarity": float(styled_similarity.mean()),
-        **style_metrics(predictions, prompts),
-        "both": float((styled_similarity * _style_probability(predictions, prompts)).mean()),
-    }
-
-
-def drift_metrics(
-    predictions: Predictions, pictures: Tensor, base: Predictions, base_pictures: Tensor, prompts: Sequence[Prompt]
-) -> Metrics:
+def drift_metrics(predictions: Predictions, pictures: Tensor, base: Predictions, base_pictures: Tensor) -> Metrics:
     """How far pictures moved that should not have, from the same noise.
 
     ``changed``: share of classes, styles and backgrounds of which the classifier says something else than of the base's
@@ -185,5 +139,4 @@ def drift_metrics(
     return {
         "changed": 1 - sum(same) / len(same),
         "pixel_change": float((pictures - base_pictures).square().mean().sqrt()),
-        **accuracies(predictions, prompts),
     }

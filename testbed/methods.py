@@ -2,21 +2,20 @@
 """The methods that are compared, at two budgets of trainable parameters, on the base model's 15 attention layers.
 
 All of these have 256 inputs: a fused projection to queries, keys and values (768 outputs) for text and for picture in
-each of four blocks, and one behind the attention (256 outputs), which the last block's text does without. The small
-budget is SVDiff's one number per singular value (3,840), the large one that of a LoRA of rank 3, 2 behind the attention
-(31,744). Sizes are chosen to come within a tenth:
+each of four blocks, and one behind the attention (256 outputs), which the last block's text does without. The large
+budget, which is for all, is that of a LoRA of rank 3, 2 behind the attention (31,744); the small one is SVDiff's one
+number per singular value (3,840). Sizes are chosen to come within a tenth:
 
     ==============  =====  ======
     method          small   large
     ==============  =====  ======
-    SODA-SVD, -QR   4,200  34,170
+    SODA-SVD, -QR          34,170
     SODA-SVD curve  3,840  30,570
-    rotation only   3,600  30,330
+    rotation only          30,330
     shift only      3,840
     LoRA            4,096  31,744
     LoKr            3,904  32,624
-    OFT             3,968  28,800
-    BOFT            3,584  34,816
+    OFT                    28,800
     ==============  =====  ======
 
 Parameters are degrees of freedom: an orthogonal k x k matrix counts k (k - 1) / 2, however it is stored.
@@ -30,9 +29,8 @@ from typing import Any, Literal
 
 Budget = Literal["small", "large"]
 
-#: factor sizes by number of inputs, beside a shift for every singular value; beside a curve or alone; for all three
-SODA_SMALL = {256: (4, 4, 4, 4)}
-ROTATION_SMALL = {256: (16, 16)}
+#: factor sizes by number of inputs
+SODA_SMALL = {256: (16, 16)}
 SODA_LARGE = {256: (4, 64)}
 
 #: a shift of its own for every singular value, as in the paper; a curve over the singular values
@@ -55,8 +53,6 @@ class Method:
     budget: Budget
     settings: dict[str, Any] | None = None
     peft: Callable[[], list[tuple[list[str], Any]]] | None = field(default=None, repr=False)
-    slow: bool = False  #: several times the others' time a step: left to the end
-    cayley: bool = False  #: train rotations as Cayley transforms, for comparison with our optimiser
 
     @property
     def key(self) -> str:
@@ -66,7 +62,7 @@ class Method:
         """Everything that makes the method what it is: with it a kept result is found again, or not."""
         if self.peft is not None:
             return repr([(endings, sorted(config.to_dict().items(), key=str)) for endings, config in self.peft()])
-        return repr((sorted((self.settings or {}).items()), self.cayley))
+        return repr(sorted((self.settings or {}).items()))
 
 
 def _lora_small() -> list[tuple[list[str], Any]]:
@@ -101,53 +97,25 @@ def _lokr_large() -> list[tuple[list[str], Any]]:
     return [(ALL, LoKrConfig(r=11, alpha=11, decompose_factor=4))]
 
 
-def _oft_small() -> list[tuple[list[str], Any]]:
-    from peft import OFTConfig
-
-    return [
-        (QKV, OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=False)),
-        (PROJ, OFTConfig(r=0, oft_block_size=2, use_cayley_neumann=False)),
-    ]
-
-
 def _oft_large() -> list[tuple[list[str], Any]]:
     from peft import OFTConfig
 
     return [(ALL, OFTConfig(r=0, oft_block_size=16, use_cayley_neumann=False))]
 
 
-def _boft_small() -> list[tuple[list[str], Any]]:
-    from peft import BOFTConfig
-
-    # its scale per output alone is twice the budget when all layers have one
-    return [(PROJ, BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=2))]
-
-
-def _boft_large() -> list[tuple[list[str], Any]]:
-    from peft import BOFTConfig
-
-    return [(ALL, BOFTConfig(boft_block_size=8, boft_n_butterfly_factor=2))]
-
-
 METHODS = {
     method.key: method
     for method in (
-        Method("SODA-SVD", "small", {**INDEPENDENT, "factor_sizes": SODA_SMALL}),
         Method("SODA-SVD", "large", {**INDEPENDENT, "factor_sizes": SODA_LARGE}),
-        Method("SODA-SVD curve", "small", {**CURVE, "factor_sizes": ROTATION_SMALL}),
+        Method("SODA-SVD curve", "small", {**CURVE, "factor_sizes": SODA_SMALL}),
         Method("SODA-SVD curve", "large", {**CURVE, "factor_sizes": SODA_LARGE}),
-        Method("SODA-QR", "small", {"decomposition": "qr", "factor_sizes": SODA_SMALL}),
         Method("SODA-QR", "large", {"decomposition": "qr", "factor_sizes": SODA_LARGE}),
         Method("shift only", "small", {**INDEPENDENT, "train": "shift only"}),
-        Method("rotation only", "small", {"train": "rotation only", "factor_sizes": ROTATION_SMALL}),
         Method("rotation only", "large", {"train": "rotation only", "factor_sizes": SODA_LARGE}),
         Method("LoRA", "small", peft=_lora_small),
         Method("LoRA", "large", peft=_lora_large),
         Method("LoKr", "small", peft=_lokr_small),
         Method("LoKr", "large", peft=_lokr_large),
-        Method("OFT", "small", peft=_oft_small),
         Method("OFT", "large", peft=_oft_large),
-        Method("BOFT", "small", peft=_boft_small, slow=True),
-        Method("BOFT", "large", peft=_boft_large, slow=True),
     )
 }

@@ -24,7 +24,6 @@ class PeftLayers:
     def __init__(self, session: TrainingSession, configs: Configs) -> None:
         from peft import inject_adapter_in_model
 
-        _allow_butterflies()
         self.session = session
         model = session.model.diffusion_model
         torch.manual_seed(session.settings.seed)
@@ -75,7 +74,6 @@ class PeftTrainable:
         return iter(self._parameters)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        # no decay: BOFT's scales begin at one
         return [torch.optim.AdamW(self._parameters, lr=self.settings.shift_lr, weight_decay=0.0)]
 
     def begin_step(self) -> None:
@@ -110,24 +108,6 @@ class PeftTrainable:
                 layer.enable_adapters(True)
 
 
-class _BlockDiagonal:
-    """What peft's CUDA extension for BOFT computes: stacks of blocks (m, n, k, k) as matrices (m, nk, nk)."""
-
-    @staticmethod
-    def apply(blocks: Tensor) -> Tensor:
-        m, n, k, _ = blocks.shape
-        spread = torch.eye(n).to(blocks)[:, None, :, None] * blocks.unsqueeze(3)  # (m, n, k, n, k)
-        return spread.reshape(m, n * k, n * k)
-
-
-def _allow_butterflies() -> None:
-    """peft drops BOFT's butterfly factors where its CUDA extension does not build; nothing else of it needs CUDA."""
-    from peft.tuners.boft import layer
-
-    layer.get_fbd_cuda = lambda: True
-    layer.FastBlockDiag = _BlockDiagonal
-
-
 def _tuner_layers(model: nn.Module) -> list[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -135,15 +115,5 @@ def _tuner_layers(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _freedom(layer: Any) -> int:
-    """Degrees of freedom of peft's parameters in a layer.
-
-    OFT keeps the upper triangles of its skew blocks, which are the freedom itself; BOFT keeps its blocks whole.
-    """
-    freedom = 0
-    for name, p in layer.named_parameters():
-        if "boft_R" in name:
-            *counts, k, _ = p.shape
-            freedom += torch.Size(counts).numel() * k * (k - 1) // 2
-        elif "base_layer" not in name:
-            freedom += p.numel()
-    return freedom
+    """Degrees of freedom of a layer: OFT keeps of its skew blocks only the upper triangles."""
+    return sum(p.numel() for name, p in layer.named_parameters() if "base_layer" not in name)

@@ -20,7 +20,6 @@ from soda_core.host.training import TrainingData
 from soda_core.host.training.dataset import Examples
 from soda_core.host.training.objective import Objective
 from soda_core.host.training.session import TrainingSession
-from soda_core.stiefel import retract
 from soda_core.training.loop import OnStep, Progress, Trainable, train
 from soda_core.training.memory import needs
 from soda_core.training.settings import TrainSettings
@@ -90,11 +89,7 @@ class MethodTraining:
         self.session = session
         examples = Examples.of(data, session.model, session.device)
         session.load(examples.batch_shape(session.settings.batch_size))
-        self.layers: MethodLayers = (
-            SodaLayers(session, CayleyAdapter if method.cayley else TrainableAdapter)
-            if method.peft is None
-            else PeftLayers(session, method.peft())
-        )
+        self.layers: MethodLayers = SodaLayers(session) if method.peft is None else PeftLayers(session, method.peft())
         self.objective = Objective(session, self.layers.trainable, examples)
 
     def needs(self) -> dict[str, int]:
@@ -111,9 +106,9 @@ class MethodTraining:
 class SodaLayers:
     """Our layers."""
 
-    def __init__(self, session: TrainingSession, kind: type[TrainableAdapter] = TrainableAdapter) -> None:
+    def __init__(self, session: TrainingSession) -> None:
         self.session = session
-        self.trainable = kind(session.shapes, session.settings, session.spectra(), session.device)
+        self.trainable = TrainableAdapter(session.shapes, session.settings, session.spectra(), session.device)
         session.attach(self.trainable)
 
     def adapter(self) -> SodaAdapter:
@@ -132,14 +127,3 @@ class SodaLayers:
     def degrees_of_freedom(self) -> int:
         rotations = sum(n * k * (k - 1) // 2 for n, k, _ in (p.shape for p in self.trainable.rotations.values()))
         return rotations + (0 if self.trainable.shifts is None else self.trainable.shifts.numel())
-
-
-class CayleyAdapter(TrainableAdapter):
-    """The usual alternative to an optimiser on the manifold: Adam on skew matrices that Cayley turns into rotations."""
-
-    def rotation_stacks(self) -> dict[int, Tensor]:
-        return {k: retract((p - p.mT) / 2, "cayley") for k, p in super().rotation_stacks().items()}
-
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        rotations = torch.optim.AdamW(self.rotations.values(), lr=self.settings.rotation_lr, weight_decay=0.0)
-        return [rotations, *super().optimizers()[1:]]

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -18,7 +16,6 @@ OURS = METHODS["SODA-SVD curve-large"]
 KINDS = {
     "peft": Method("LoRA", "large", peft=lora_rank_4),
     "ours": OURS,
-    "Cayley": replace(OURS, cayley=True),
 }
 
 
