@@ -50,6 +50,13 @@ def set_inputs(prompt: Prompt, kind: str, **values: Any) -> None:
             entry["inputs"].update(values)
 
 
+def ask(prompt: Prompt, text: str) -> None:
+    """Set the positive prompt: the negative one is empty here."""
+    for entry in prompt.values():
+        if entry["class_type"] == "CLIPTextEncode" and entry["inputs"]["text"]:
+            entry["inputs"]["text"] = text
+
+
 def node(prompt: Prompt, kind: str) -> str:
     """Id of the one node of a kind."""
     (key,) = [key for key, entry in prompt.items() if entry["class_type"] == kind]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +39,7 @@ class Row:
 
     scene: Scene
     subject: Task | None
-    cells: Mapping[str, Image.Image]
+    cells: dict[str, Image.Image]
 
 
 @dataclass

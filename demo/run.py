@@ -10,24 +10,25 @@ small base model. Writes ``demo-output/index.html`` (one file, pictures inside) 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from demo.build_workflows import workflow_file
 from demo.lora import train_lora
 from demo.page import write_page
-from demo.prompts import Prompt, for_demo, node, set_inputs, with_loras
+from demo.prompts import Prompt, ask, for_demo, node, set_inputs, with_loras
 from demo.results import BASE, SUBJECT, Results, Row, Training
-from demo.settings import ANOTHER_CLASS, MERGE, RECIPES, SCENES, STYLE_WORDS, STYLES, SUBJECTS, Scene
+from demo.settings import ANOTHER_CLASS, MERGE, RECIPES, SCENES, STYLE_WORDS, STYLES, SUBJECTS
 from demo.sheet import write_sheet, write_thumbnails
 from testbed.bed import TestBed
 from testbed.checkpoints import BASE_NAME
@@ -40,6 +41,9 @@ from testbed.world.tasks import Task
 
 #: as a host started by hand: threads wait awake for a moment, where tests on shared machines let them sleep
 THREADS = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
+
+Cell = tuple[Task | None, str]  #: a subject, or none in the row of styles alone, and a column
+T = TypeVar("T")
 
 
 class Demo:
@@ -111,57 +115,41 @@ class Demo:
         for source, training in ((merge["subject"], subject), (merge["style"], style)):
             prompt[source[0]]["inputs"]["adapter_name"] = training.file
         set_inputs(prompt, "SODASaveAdapter", filename_prefix=f"{_slug(subject.task)}_{_slug(style.task)}")
+        ask(prompt, SCENES[subject.task.name].text + STYLE_WORDS)
         pair = f"{subject.task.name} + {style.task.name}"
         with self.timed(f"merge {pair}"):
             entry, file = self.run_for_adapter(prompt)
         self.results.reports[pair] = entry["outputs"][node(prompt, "PreviewAny")]["text"][0]
         return file.name
 
-    def paint(self, merged: dict[tuple[Task, Task], str]) -> None:
-        """Every cell of the grid. One noise for a row, and one text for the base and the first adapter in it.
+    def train_lora(self, bed: TestBed, task: Task) -> str:
+        """Of the same pictures; name of the file."""
+        file = self.server.base / f"lora_{_slug(task)}.safetensors"
+        with self.timed(f"train a LoRA, for comparison: {task.name}"):
+            train_lora(bed, task, file, self.steps)
+        self.server.add_model("loras", file)
+        return file.name
+
+    def paint(self, cells: Mapping[Cell, T], put: Callable[[Prompt, T], Prompt]) -> list[Row]:
+        """The grid, row by row, with the workflow *Use an adapter*: one noise for a row, only weights differ.
 
         Args:
-            merged: file by subject and style.
+            cells: what is in the model where a subject, or none, meets a column.
+            put: puts that into the workflow.
         """
-        styles = {style.task.name: style for style in self.results.styles}
-        with self.timed("sample with all of them"):
-            for subject in self.results.subjects:
-                files = {SUBJECT: subject.file} | {n: merged[subject.task, s.task] for n, s in styles.items()}
-                self.results.rows.append(self._row(SCENES[subject.task.name], subject.task, files))
-            self.results.rows.append(self._row(ANOTHER_CLASS, None, {n: s.file for n, s in styles.items()}))
-
-    def _row(self, scene: Scene, subject: Task | None, files: dict[str, str]) -> Row:
-        cells: dict[str, Image.Image] = {}
-        for column, file in files.items():
-            prompt = self._sample_prompt(scene, column)
-            set_inputs(prompt, "SODALoadAdapter", adapter_name=file)
-            base, adapted = self._two(prompt)
-            cells.setdefault(BASE, base)
-            cells[column] = adapted
-        return Row(scene, subject, cells)
-
-    def compare_with_loras(self, bed: TestBed) -> None:
-        """The same grid with LoRAs, a subject's and a style's added up with the strengths of the merge."""
-        trained = {}
-        for training in (*self.results.subjects, *self.results.styles):
-            file = self.server.base / f"lora_{_slug(training.task)}.safetensors"
-            with self.timed(f"train a LoRA, for comparison: {training.task.name}"):
-                train_lora(bed, training.task, file, self.steps)
-            self.server.add_model("loras", file)
-            trained[training.task.name] = file.name
-        with self.timed("sample with the LoRAs"):
-            for row in self.results.rows:
-                cells: dict[str, Image.Image] = {}
-                for column in row.cells:
-                    strengths = {}
-                    if row.subject and column != BASE:
-                        strengths[trained[row.subject.name]] = 1.0 if column == SUBJECT else MERGE["subject_strength"]
-                    if column in trained:
-                        strengths[trained[column]] = MERGE["style_strength"] if row.subject else 1.0
-                    if strengths:
-                        prompt = with_loras(self._sample_prompt(row.scene, column), strengths)
-                        cells[column] = self._two(prompt)[1]
-                self.results.lora_rows.append(Row(row.scene, row.subject, cells))
+        rows: dict[Task | None, Row] = {}
+        with self.timed(f"sample {2 * len(cells)} pictures"):
+            for (subject, column), weights in cells.items():
+                scene = SCENES[subject.name] if subject else ANOTHER_CLASS
+                prompt = self.prompt("load_and_sample")
+                # not the adapter's own trigger phrase: the base gets the same text
+                text = scene.text + ("" if column == SUBJECT else STYLE_WORDS)
+                set_inputs(prompt, "StringReplace", string=text, replace="")
+                set_inputs(prompt, "KSampler", seed=scene.seed)
+                row = rows.setdefault(subject, Row(scene, subject, {}))
+                base, row.cells[column] = self._two(put(prompt, weights))
+                row.cells.setdefault(BASE, base)
+        return list(rows.values())
 
     def scheduled(self) -> Image.Image:
         """The first subject early and the first style late: what the shipped workflow of that name gives."""
@@ -171,22 +159,29 @@ class Demo:
         for key, training in zip(loaders, both, strict=True):
             prompt[key]["inputs"]["adapter_name"] = training.file
         scene = SCENES[both[0].task.name]
+        ask(prompt, scene.text + STYLE_WORDS)
         set_inputs(prompt, "KSampler", seed=scene.seed)
         with self.timed("sample with both, one early and one late"):
             return self.server.images(self.run(prompt))[-1]
 
-    def _sample_prompt(self, scene: Scene, column: str) -> Prompt:
-        prompt = self.prompt("load_and_sample")
-        words = "" if column == SUBJECT else STYLE_WORDS
-        # not the adapter's own trigger phrase: the base gets the same text
-        set_inputs(prompt, "StringReplace", string=scene.text + words, replace="")
-        set_inputs(prompt, "KSampler", seed=scene.seed)
-        return prompt
-
     def _two(self, prompt: Prompt) -> tuple[Image.Image, Image.Image]:
-        """What the workflow *Use an adapter* paints: with the base and with the adapter."""
+        """With the base and with the adapter, which the workflow shows side by side."""
         both = self.server.images(self.run(prompt))[-1]
         return both.crop((0, 0, SIDE, SIDE)), both.crop((SIDE, 0, 2 * SIDE, SIDE))
+
+
+def cells_of(subjects: Sequence[Task], styles: Sequence[Task]) -> Iterator[tuple[Cell, list[Task]]]:
+    """Every place of the grid but the base's, with what is in the model there."""
+    for subject in (*subjects, None):
+        if subject:
+            yield (subject, SUBJECT), [subject]
+        for style in styles:
+            yield (subject, style.name), [subject, style] if subject else [style]
+
+
+def put_adapter(prompt: Prompt, file: str) -> Prompt:
+    set_inputs(prompt, "SODALoadAdapter", adapter_name=file)
+    return prompt
 
 
 def trigger(task: Task) -> str:
@@ -217,13 +212,20 @@ def keep_adapters(base: Path, folder: Path, adapters: dict[str, str]) -> None:
                 shutil.copyfile(file, target / f"demo_{what}{file.suffix}")
 
 
-def kept_names(
-    subjects: Sequence[Training], styles: Sequence[Training], merged: dict[tuple[Task, Task], str]
-) -> dict[str, str]:
-    """What each adapter is kept as: those of the first pair as what they are, the others by their names."""
-    names = {"subject": subjects[0].file, "style": styles[0].file, "merged": next(iter(merged.values()))}
-    names |= {_slug(training.task): training.file for training in (*subjects[1:], *styles[1:])}
-    return names | {f"{_slug(s)}_{_slug(t)}": file for (s, t), file in [*merged.items()][1:]}
+def kept_names(files: Mapping[tuple[Task, ...], str]) -> dict[str, str]:
+    """What each adapter is kept as: those of the first pair as what they are, the others by their names.
+
+    Args:
+        files: by what was learnt, one or two tasks.
+    """
+    subject, style = (next(t for (t, *more) in files if t.kind == kind and not more) for kind in ("subject", "style"))
+    first = {(subject,): "subject", (style,): "style", (subject, style): "merged"}
+    return {first.get(tasks, "_".join(_slug(task) for task in tasks)): file for tasks, file in files.items()}
+
+
+def lora_strengths(tasks: Sequence[Task], files: Mapping[Task, str]) -> dict[str, float]:
+    """Those of the merge where there are two; by file."""
+    return {files[task]: MERGE[f"{task.kind}_strength"] if len(tasks) > 1 else 1.0 for task in tasks}
 
 
 def training_pictures(folder: Path) -> list[tuple[Image.Image, str]]:
@@ -285,13 +287,19 @@ def main() -> None:
         server.add_checkpoint(base, BASE_NAME)
         results = demo.results
         results.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
-        subjects, styles = ([demo.train(task) for task in tasks[:count]] for tasks in (SUBJECTS, STYLES))
-        merged = {(s.task, t.task): demo.merge(s, t) for s in subjects for t in styles}
+        subjects, styles = (tasks[:count] for tasks in (SUBJECTS, STYLES))
+        files = {(task,): demo.train(task).file for task in (*subjects, *styles)}
+        for subject, style in itertools.product(results.subjects, results.styles):
+            files[subject.task, style.task] = demo.merge(subject, style)
         if not args.quick:
-            keep_adapters(base, server.adapters, kept_names(subjects, styles, merged))
-        demo.paint(merged)
+            keep_adapters(base, server.adapters, kept_names(files))
+        places = dict(cells_of(subjects, styles))
+        results.rows = demo.paint({cell: files[tuple(tasks)] for cell, tasks in places.items()}, put_adapter)
         if args.lora or args.publish:
-            demo.compare_with_loras(TestBed(base))
+            bed = TestBed(base)
+            loras = {task: demo.train_lora(bed, task) for task in (*subjects, *styles)}
+            strengths = {cell: lora_strengths(tasks, loras) for cell, tasks in places.items()}
+            results.lora_rows = demo.paint(strengths, with_loras)
         scheduled = demo.scheduled() if args.publish else None
         results.timings.append(("all", time.monotonic() - started))
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,48 +42,40 @@ def test_a_recipe_is_one_of_the_training_nodes(kind) -> None:
 
 
 def test_every_adapter_is_kept_under_a_name_of_its_own() -> None:
-    subjects, styles = ([training(task) for task in tasks] for tasks in (SUBJECTS, STYLES))
-    merged = {(s, t): f"{s.name} {t.name}" for s in SUBJECTS for t in STYLES}
-    names = kept_names(subjects, styles, merged)
-    assert sorted(names.values()) == sorted([t.file for t in (*subjects, *styles)] + [*merged.values()])
-    first = SUBJECTS[0], STYLES[0]
-    assert [names[what] for what in ("subject", "style", "merged")] == [
-        *(f"{t.name}.safetensors" for t in first),
-        merged[first],
+    learnt = [(task,) for task in (*SUBJECTS, *STYLES)] + [(s, t) for s in SUBJECTS for t in STYLES]
+    files = {tasks: f"{number}.safetensors" for number, tasks in enumerate(learnt)}
+    names = kept_names(files)
+    assert sorted(names.values()) == sorted(files.values())
+    subject, style = SUBJECTS[0], STYLES[0]
+    assert [names["subject"], names["style"], names["merged"]] == [
+        files[t] for t in ((subject,), (style,), (subject, style))
     ]
 
 
 def test_a_picture_stands_in_its_row_and_under_its_title(tmp_path) -> None:
     columns = [BASE, SUBJECT, *(style.name for style in STYLES)]
     scenes = [(SCENES[s.name], s) for s in SUBJECTS] + [(ANOTHER_CLASS, None)]
-    asked = [[c for c in columns if s or c != SUBJECT] for _, s in scenes]
 
-    def colour(i: int, column: str, lora: bool) -> tuple[int, int, int]:
-        return 60 * i + 50, 50 * columns.index(column) + 50, 200 if lora else 100
+    def colour(row: int, column: str, blue: int) -> tuple[int, int, int]:
+        """Of the picture there; of an empty place."""
+        if column == SUBJECT and scenes[row][1] is None:
+            return GROUND
+        return 60 * row + 50, 50 * columns.index(column) + 50, blue
 
-    def rows(lora: bool) -> list[Row]:
-        return [
-            Row(
-                scene,
-                s,
-                {c: Image.new("RGB", (SIDE, SIDE), colour(i, c, lora)) for c in asked[i] if not (lora and c == BASE)},
-            )
-            for i, (scene, s) in enumerate(scenes)
+    def rows(blue: int) -> list[Row]:
+        cells = [
+            {c: Image.new("RGB", (SIDE, SIDE), colour(i, c, blue)) for c in columns if s or c != SUBJECT}
+            for i, (_, s) in enumerate(scenes)
         ]
+        return [Row(scene, s, found) for (scene, s), found in zip(scenes, cells, strict=True)]
 
     subjects, styles = ([training(task, (1, 2, 3)) for task in tasks] for tasks in (SUBJECTS, STYLES))
-    write_sheet(tmp_path / "sheet.png", Results(subjects, styles, rows(False), rows(True)))
+    write_sheet(tmp_path / "sheet.png", Results(subjects, styles, rows(100), rows(200)))
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    tops = [HEADER + 2 * GAP + i * STEP for i in range(3)]
-    tops += [tops[-1] + STEP + GAP // 2 + HEAD + GAP + i * STEP for i in range(3)]
-    for number, top in enumerate(tops):
-        i, lora = number % 3, number >= 3
-        for c in columns:
-            left = GAP + (1 + columns.index(c)) * STEP
-            shown = c in asked[i] and not (lora and c == BASE)
-            assert (sheet[top + SIDE // 2, left + SIDE // 2] == (colour(i, c, lora) if shown else GROUND)).all(), (
-                number,
-                c,
-            )
-    for left, top in [(GAP, tops[0]), (GAP, tops[1]), (GAP + 3 * STEP, GAP), (GAP + 4 * STEP, GAP)]:  # learnt from
+    first = HEADER + 2 * GAP
+    for blue, start in ((100, first), (200, first + 3 * STEP + GAP // 2 + HEAD + GAP)):
+        for i, c in itertools.product(range(3), columns):
+            middle = sheet[start + i * STEP + SIDE // 2, GAP + (1 + columns.index(c)) * STEP + SIDE // 2]
+            assert (middle == colour(i, c, blue)).all(), (blue, i, c)
+    for left, top in ((GAP, first), (GAP, first + STEP), (GAP + 3 * STEP, GAP), (GAP + 4 * STEP, GAP)):  # learnt from
         assert (sheet[top : top + STEP - GAP, left : left + SIDE] == (1, 2, 3)).all(-1).sum() == 5 * SMALL**2
