@@ -36,8 +36,9 @@ def write_page(path: Path, results: Results) -> None:
         f"""<header><h1>My subject in my style</h1>
         <p>Subject and style were each learned from five pictures, then merged without any training:
         everything on this page was made in {seconds / 60:.1f} minutes by the workflows that come with the pack.</p>
-        <p class="note">The base model is a small Stable Diffusion 3 that knows a world of emoji. It has never seen
-        {_listed(results.subjects)}, nor {_listed(results.styles)}.</p></header>""",
+        <p class="note">The base model is a small Stable Diffusion 3 that knows a world of emoji. Among its pictures
+        was no {_listed(" and no ", results.subjects)}, and none in the style of {_listed(" or ", results.styles)}.</p>
+        </header>""",
         f"<section><h2>Same prompt, same noise along a row</h2>{_grid(results, results.rows)}</section>",
         loras,
         *(_training(training) for training in (*results.subjects, *results.styles)),
@@ -50,8 +51,8 @@ def write_page(path: Path, results: Results) -> None:
     path.write_text(_PAGE.replace("CONTENT", content), encoding="utf-8")
 
 
-def _listed(trainings: list[Training]) -> str:
-    return " or ".join(f"<i>{_text(training.task.name)}</i>" for training in trainings)
+def _listed(between: str, trainings: list[Training]) -> str:
+    return between.join(f"<i>{_text(training.task.name)}</i>" for training in trainings)
 
 
 def _grid(results: Results, rows: list[Row]) -> str:

@@ -40,11 +40,17 @@ class Recipe:
 RECIPES = {
     "subject": Recipe(
         rotation_lr=1e-2, shift_lr=1e-2, lora_lr=2e-3,
-        settings={"steps": 200, "batch_size": 4, "layers": "attention", "loss": "mse", "schedule": "cosine"},
+        settings={
+            "steps": 200, "batch_size": 4, "schedule": "cosine", "loss": "mse",
+            "layers": "attention", "factor_preset": "large",
+        },
     ),
     "style": Recipe(
         rotation_lr=1e-2, shift_lr=1e-2, lora_lr=2e-3,
-        settings={"steps": 200, "batch_size": 4, "layers": "attention", "loss": "mse", "schedule": "cosine"},
+        settings={
+            "steps": 200, "batch_size": 4, "schedule": "cosine", "loss": "mse",
+            "layers": "attention", "factor_preset": "auto",
+        },
     ),
 }  # fmt: skip
 LORA_RANK = 4
