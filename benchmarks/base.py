@@ -5,7 +5,7 @@
 
 The classifier on fresh real pictures as drawn and through the autoencoder, held-out glyphs and styles apart; then the
 classifier on what the model paints for prompts of its own world, style by style. Writes
-``benchmarks/results/base.json`` and a table.
+``benchmarks/results/base.json`` and two tables.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def classifier_rows(bed: TestBed, count: int) -> list[Row]:
             ratios.append(peak_ratio(seen, drawn))
             parts.append(bed.classified(seen))
         values = right_answers(Predictions.joined(parts), labels_of(scenes))
+        values["class"] = values.pop("kind")
         if pictures != "fresh renders":
             values["psnr"] = torch.cat(ratios)
         rows += [
@@ -77,7 +78,7 @@ def model_rows(bed: TestBed, count: int, steps: int) -> tuple[list[Row], list[st
     painted = torch.cat([bed.sample(None, part, 100 + i, steps) for i, part in enumerate(_parts(texts))])
     real = torch.cat([bed.real(part) for part in _parts(scenes)])
     rows: list[Row] = []
-    for name in ("all", *STYLES):
+    for name in ("all", *(style for style in STYLES if any(scene.style == style for scene in scenes))):
         some = [i for i, scene in enumerate(scenes) if name in ("all", scene.style)]
         row = {"bench": "model", "pictures": f"samples, {steps} steps, guidance 3", "group": name, "count": len(some)}
         rows.append(row | measured(painted[some], real[some], [scenes[i] for i in some], bed.classifier))
@@ -88,8 +89,13 @@ def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """All of it; an empty cell was not measured, or cannot be told."""
+def tables(rows: Sequence[Row]) -> str:
+    """One of the classifier and one of the model, whose ``glyph`` is the likeliest one's mean probability."""
+    return "\n\n".join(_table([row for row in rows if row["bench"] == bench]) for bench in ("classifier", "model"))
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """An empty cell was not measured, or cannot be told."""
     columns = [*dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float))]
     lines = [f"| pictures | of | count | {' | '.join(columns)} |", "| --- " * (3 + len(columns)) + "|"]
     for row in rows:
@@ -109,12 +115,12 @@ def main() -> None:
     rows = classifier_rows(bed, 200 if args.quick else 1000)
     samples, texts, pictures = model_rows(bed, COUNT if args.quick else 200, 12 if args.quick else 25)
     rows += samples
-    print(table(rows))
+    print(tables(rows))
     if args.sheet:
         sheet(pictures[:COUNT], COLUMNS, args.sheet)
         print("\n".join(texts[:COUNT]))
     if not args.quick:
-        write_run("base", rows, table)
+        write_run("base", rows, tables)
 
 
 if __name__ == "__main__":
