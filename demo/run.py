@@ -130,15 +130,16 @@ class Demo:
         self.server.add_model("loras", file)
         return file.name
 
-    def paint(self, cells: Mapping[Cell, T], put: Callable[[Prompt, T], Prompt]) -> list[Row]:
-        """The grid, row by row, with the workflow *Use an adapter*: one noise for a row, only weights differ.
+    def paint(self, what: str, cells: Mapping[Cell, T], put: Callable[[Prompt, T], Prompt]) -> list[Row]:
+        """The grid, row by row, with the workflow *Use an adapter*: one noise for a row.
 
         Args:
+            what: it is painted with.
             cells: what is in the model where a subject, or none, meets a column.
             put: puts that into the workflow.
         """
         rows: dict[Task | None, Row] = {}
-        with self.timed(f"sample {2 * len(cells)} pictures"):
+        with self.timed(f"sample with {what}"):
             for (subject, column), weights in cells.items():
                 scene = SCENES[subject.name] if subject else ANOTHER_CLASS
                 prompt = self.prompt("load_and_sample")
@@ -294,12 +295,13 @@ def main() -> None:
         if not args.quick:
             keep_adapters(base, server.adapters, kept_names(files))
         places = dict(cells_of(subjects, styles))
-        results.rows = demo.paint({cell: files[tuple(tasks)] for cell, tasks in places.items()}, put_adapter)
+        adapters = {cell: files[tuple(tasks)] for cell, tasks in places.items()}
+        results.rows = demo.paint("every adapter", adapters, put_adapter)
         if args.lora or args.publish:
             bed = TestBed(base)
             loras = {task: demo.train_lora(bed, task) for task in (*subjects, *styles)}
             strengths = {cell: lora_strengths(tasks, loras) for cell, tasks in places.items()}
-            results.lora_rows = demo.paint(strengths, with_loras)
+            results.lora_rows = demo.paint("every LoRA", strengths, with_loras)
         scheduled = demo.scheduled() if args.publish else None
         results.timings.append(("all", time.monotonic() - started))
 
