@@ -43,7 +43,7 @@ FORMS = {
     "QR": {"decomposition": "qr"},
 }
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8 e4m3": torch.float8_e4m3fn}
-FURTHER_STEPS, FURTHER_RATE = 100, 1e-5  #: of the copy that is tuned further
+FURTHER_PICTURES, FURTHER_STEPS, FURTHER_RATE = 256, 100, 1e-5  #: of the copy that is tuned further
 PROMPT_COUNT, SAMPLING_STEPS = 6, 8
 
 Weights = dict[str, Tensor]
@@ -59,7 +59,7 @@ def copies(bed: TestBed) -> dict[str, Weights]:
 def further(bed: TestBed) -> Weights:
     """The base after more of its own training."""
     random, module = np.random.default_rng(17), copy.deepcopy(bed.model).requires_grad_(True)
-    scenes = [draw_scene(random) for _ in range(256)]
+    scenes = [draw_scene(random) for _ in range(FURTHER_PICTURES)]
     latents = bed.latent_format.process_in(bed.vae.encode(images(scenes)))
     optimizer = torch.optim.AdamW(module.parameters(), lr=FURTHER_RATE)
     for step in range(FURTHER_STEPS):
