@@ -7,6 +7,9 @@
     python dev.py pretrain export               the weights as they are shipped, and a checkpoint to try them
     python dev.py pretrain progress             how far each part is
 
+A part begins with the weights that are shipped, and those of the others are used, until this folder has its own. Only the
+model begins anew where the autoencoder is another one.
+
 The autoencoder also learns from emoji outside the world, for which their font must be there (on Debian
 ``apt-get install fonts-noto-color-emoji``).
 """
@@ -14,6 +17,8 @@ The autoencoder also learns from emoji outside the world, for which their font m
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the part's plan, instead of what is usual")
     parser.add_argument("--decay", type=int, help="so many of them, the last ones, with a falling learning rate")
     parser.add_argument("--lr", type=float, help="the learning rate before that")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share a batch of the model, one a core")
     parser.add_argument("--threads", type=int, help="on the CPU, 0 = all; usual is 1 but for the model")
     args = parser.parse_args()
     changes = {
@@ -40,6 +46,9 @@ def main() -> None:
     }
     if changes and args.part not in PARTS:
         parser.error(f"--{next(iter(changes))} is of one part: {', '.join(PARTS)}")
+    if args.ranks > 1 and "WORLD_SIZE" not in os.environ:
+        together = ("torch.distributed.run", "--standalone", f"--nproc-per-node={args.ranks}", "-m", "testbed.pretrain")
+        os.execv(sys.executable, [sys.executable, "-m", *together, *sys.argv[1:]])
     if args.part == "progress":
         for name, part in PARTS.items():
             done = progress(args.work / name / STATE)

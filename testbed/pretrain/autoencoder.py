@@ -19,7 +19,7 @@ from testbed.checkpoints.presets import FAMILIES
 from testbed.host import import_host
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.data import EVERYTHING, Stream, floats, pictures
-from testbed.pretrain.loop import Plan, batch_of, finished, fit, sheet
+from testbed.pretrain.loop import Plan, batch_of, fit, latest, sheet
 from testbed.world.render import SIDE
 from testbed.world.styles import PAINTERS
 from testbed.world.vocabulary import STYLES
@@ -53,13 +53,13 @@ def build() -> nn.Module:
 def load(work: Path) -> nn.Module:
     """The trained autoencoder, frozen."""
     codec = build()
-    codec.load_state_dict(finished(work / "autoencoder"), strict=False)  # the host's scalars are not trained
+    codec.load_state_dict(latest(work, "autoencoder"), strict=False)  # the host's scalars are not trained
     return codec.requires_grad_(False).eval()
 
 
 def fingerprint(work: Path, part: str = "") -> str:
     """Of the trained weights, or of a part of them: what is made with them is kept under it."""
-    weights = {name: value for name, value in finished(work / "autoencoder").items() if name.startswith(part)}
+    weights = {name: value for name, value in latest(work, "autoencoder").items() if name.startswith(part)}
     content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
     return hashlib.sha256(content).hexdigest()[:8]
 

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 TRIALS = 3  #: the fastest of so many counts; the first also pays for kernels made for its shapes
@@ -52,3 +55,36 @@ class Compute:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return clock() - started
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that train one network together, started by ``torchrun``: without it there is one.
+
+    On the CPU one process of one thread for every core is faster than one process of several threads, and beside other
+    work by far: threads wait for each other within every product, processes once a step.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def find(cls) -> Ranks:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=timedelta(hours=1))  # the first one alone draws and saves
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        return self.number == 0
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Put their mean over all processes in place of gradients."""
+        if self.count == 1:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient) / self.count)

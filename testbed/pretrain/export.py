@@ -11,7 +11,7 @@ from torch import Tensor
 from testbed import demo_base, model_files
 from testbed.checkpoints import write
 from testbed.pretrain import latents
-from testbed.pretrain.loop import finished
+from testbed.pretrain.loop import latest
 
 AUTOENCODER, MODEL, CLASSIFIER = model_files.PARTS
 HELPERS = {AUTOENCODER: "style.", MODEL: "asked."}  #: trained along, and not kept
@@ -20,7 +20,7 @@ HELPERS = {AUTOENCODER: "style.", MODEL: "asked."}  #: trained along, and not ke
 def export(work: Path) -> None:
     """Files in ``work/export`` and ``checkpoint.safetensors`` beside them."""
     folder = work / "export"
-    weights = {name: finished(work / name) for name in model_files.PARTS}
+    weights = {name: latest(work, name) for name in model_files.PARTS}
     for part, helper in HELPERS.items():
         weights[part] = {name: value for name, value in weights[part].items() if not name.startswith(helper)}
     weights[AUTOENCODER] |= latents.host_scalars(latents.known(work))

@@ -25,7 +25,7 @@ from testbed.world.render import SIDE
 from testbed.world.scene import Scene
 
 STREAM = Stream("model", seed=2)
-PICTURES = 8192
+PICTURES = 5120
 PART = 512  #: pictures in a file
 BATCH = 16
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from soda_core.files import replacing
-from testbed.pretrain.compute import Compute, use_threads
+from testbed import model_files
+from testbed.pretrain.compute import Compute, Ranks, use_threads
 
 LOG_EVERY = 50  #: steps
 STATE, PLATEAU = "state.safetensors", "plateau.safetensors"
@@ -68,7 +69,8 @@ def fit(
 ) -> None:
     """Train a network.
 
-    Every step's random numbers depend on its number alone, so a run that was stopped ends as one that was not.
+    Every step's random numbers depend on its number alone, so a run that was stopped ends as one that was not. Of
+    several processes (see :class:`Ranks`) each draws a batch of its own, and the first one keeps and says everything.
 
     Args:
         loss_of: the loss of one step by its number, for a batch of ``plan.batch``; draws from the generator only.
@@ -78,7 +80,8 @@ def fit(
         compute: by default the device at hand, in the faster of float32 and bfloat16.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = State(folder, module, plan)
+    ranks = Ranks.find()
+    state = State(folder, module, plan, ranks)
     first, samples = state.restore()
     if first >= plan.steps:
         return
@@ -89,18 +92,21 @@ def fit(
     started, saved, losses = time.monotonic(), time.monotonic(), []
     for step in range(first, plan.steps):
         if plan.decay and step == plan.plateau_end:
-            state.save(step, samples)
-            state.keep_plateau()
+            if ranks.first:
+                state.save(step, samples)
+                state.keep_plateau()
         if plan.settled and (step == plan.plateau_end or step == first > plan.plateau_end):
             state.settle(plan.settled)
         with compute.autocast():
-            loss = loss_of(step, torch.Generator().manual_seed(step))
+            loss = loss_of(step, torch.Generator().manual_seed(step * ranks.count + ranks.number))
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise RuntimeError(f"the loss is {losses[-1]} at step {step}")
         state.update(loss, plan.lr_at(step))
         state.average(step)
-        samples += plan.batch
+        samples += plan.batch * ranks.count
+        if not ranks.first:
+            continue
         done, last = step + 1, step + 1 == plan.steps
         entry: dict[str, float] = {"step": done, "samples": samples}
         if done % LOG_EVERY == 0 or last:
@@ -128,8 +134,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class State:
     """Parameters, their moments and averages, in one file."""
 
-    def __init__(self, folder: Path, module: nn.Module, plan: Plan) -> None:
-        self.path, self.plateau, self.plan = folder / STATE, folder / PLATEAU, plan
+    def __init__(self, folder: Path, module: nn.Module, plan: Plan, ranks: Ranks) -> None:
+        self.path, self.plateau, self.plan, self.ranks = folder / STATE, folder / PLATEAU, plan, ranks
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas, fused=True
@@ -140,6 +146,7 @@ class State:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss.backward()
+        self.ranks.average([p.grad for p in self.parameters.values() if p.grad is not None])
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -229,6 +236,13 @@ def finished(folder: Path) -> dict[str, Tensor]:
         names = list(file.keys())
         prefix = "ema/" if any(name.startswith("ema/") for name in names) else "value/"
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+
+
+def latest(work: Path, part: str) -> dict[str, Tensor]:
+    """A part's weights: those trained in the work folder, or else those shipped."""
+    if (work / part / STATE).exists():
+        return finished(work / part)
+    return model_files.load(model_files.FOLDER / f"{part}.safetensors")
 
 
 def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -15,24 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from testbed import model_files
 from testbed.captions import Captions, captions_of
 from testbed.checkpoints import PRESETS
 from testbed.demo_base import PRESET
 from testbed.host import import_host
 from testbed.pretrain import latents
-from testbed.pretrain.compute import Compute
+from testbed.pretrain.compute import Compute, Ranks
 from testbed.pretrain.flow import TRAIN_SHIFT, loss_of, noise_levels, shifted
-from testbed.pretrain.loop import STATE, Plan, batch_of, fit, progress
+from testbed.pretrain.loop import STATE, Plan, batch_of, fit
 from testbed.pretrain.samples import Samples
 from testbed.text_encoder import WIDTH
 
 #: The host fills CLIP-L's 768 numbers a token up with zeros to 4,096; what would read those is added on export.
 LAYOUT = replace(PRESETS[PRESET][1], context=WIDTH)
-PLAN = Plan(steps=25_000, lr=1.5e-3, batch=16, decay=5_000, warmup=300, ema=0.9995)
+PLAN = Plan(steps=16_000, lr=1.5e-3, batch=24, decay=4_000, warmup=300, ema=0.9993)
 TOKENS = 24  #: of captions, which are shorter; the host's 77 come when the rate falls, so that filling says nothing
 ASKED, ASKED_WEIGHT = 2, 0.5  #: after so many blocks what the picture shows is asked, and how much that counts
 VALIDATION = 128  #: pictures that are never trained on
-SAMPLES_EVERY = 4  #: looks
+SAMPLES_EVERY = 6  #: looks
 
 
 def build() -> nn.Module:
@@ -98,8 +99,11 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **_: object) ->
 def train(work: Path, plan: Plan = PLAN) -> None:
     data = latents.known(work)
     device, folder = Compute.find().device, work / "model"
+    plan = replace(plan, batch=plan.batch // Ranks.find().count)
     torch.manual_seed(0)
     module, captions = build().to(device), Captions()
+    if not (work / "autoencoder" / STATE).exists():  # the latents of another one mean something else
+        module.load_state_dict(model_files.load(model_files.MODEL))
     if device.type == "cpu":
         use_plain_attention()
     validation = validation_of(data, captions, device)
@@ -119,7 +123,7 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     def look(number: int) -> dict[str, float]:
         said = {"validation": validation(module)}
         due = number % (SAMPLES_EVERY * plan.look_every) == 0 or number == plan.steps
-        if due and progress(work / "classifier" / STATE)["step"]:  # it may still be waiting for its turn
+        if due:
             samples = Samples.load(work, data, captions)
             said |= samples.draw(module, device, folder / f"look-{number:06}.png")
         return said

@@ -14,7 +14,7 @@ from testbed.classifier import GLYPH_NAMES, Classifier
 from testbed.pretrain import autoencoder
 from testbed.pretrain.flow import sampled
 from testbed.pretrain.latents import Latents
-from testbed.pretrain.loop import finished, sheet
+from testbed.pretrain.loop import latest, sheet
 from testbed.world.scene import Scene
 from testbed.world.vocabulary import CLASSES
 
@@ -34,7 +34,7 @@ class Samples:
     @classmethod
     def load(cls, work: Path, data: Latents, captions: Captions) -> Samples:
         network = Classifier()
-        network.load_state_dict(finished(work / "classifier"))
+        network.load_state_dict(latest(work, "classifier"))
         return cls(data, captions, autoencoder.load(work), network.eval().requires_grad_(False))
 
     @torch.no_grad()

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from testbed import model_files
+from testbed.paths import free_port
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.data import Stream, drawn, pictures, scenes_of
-from testbed.pretrain.loop import PLATEAU, STATE, Plan, finished, fit, progress
+from testbed.pretrain.loop import PLATEAU, STATE, Plan, finished, fit, latest, progress
 from testbed.world.vocabulary import HELD_OUT_STYLES, SUBJECTS
 
 PLAN = Plan(steps=9, lr=0.05, batch=2, decay=3, warmup=2, ema=0.9, look_every=4)
@@ -62,6 +66,36 @@ def test_what_is_settled_keeps_its_averages_while_the_rate_falls(tmp_path) -> No
     averages = finished(tmp_path / "parts")  # as they were where the rate began to fall
     assert torch.equal(whole["bias"], averages["bias"]) and not torch.equal(whole["weight"], averages["weight"])
     assert same(run(tmp_path / "parts", plan), whole)
+
+
+def ranked(number: int, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"OMP_NUM_THREADS": "1"}
+    run(folder)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one_that_takes_the_mean_of_their_losses(tmp_path) -> None:
+    torch.multiprocessing.spawn(ranked, (tmp_path / "two", free_port()), nprocs=2)
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3)
+
+    def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+        batches = [torch.randn(2, 4, generator=torch.Generator().manual_seed(2 * step + rank)) for rank in range(2)]
+        return sum((module(batch) - 1).square().mean() for batch in batches) / 2
+
+    fit(module, loss_of, PLAN, tmp_path / "one", lambda _: {}, FLOAT32)
+    two, one = finished(tmp_path / "two"), finished(tmp_path / "one")
+    assert all(torch.allclose(two[name], one[name], atol=1e-6) for name in one)
+    assert progress(tmp_path / "two" / STATE)["samples"] == 2 * progress(tmp_path / "one" / STATE)["samples"]
+
+
+def test_what_is_not_trained_here_is_what_is_shipped(tmp_path) -> None:
+    shipped = latest(tmp_path, "classifier")
+    assert same(shipped, model_files.load(model_files.CLASSIFIER))
+    (tmp_path / "classifier").mkdir()
+    run(tmp_path / "classifier")
+    assert latest(tmp_path, "classifier").keys() == {"weight", "bias"}
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
