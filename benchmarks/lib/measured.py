@@ -60,6 +60,11 @@ class Measured:
         found = {(name, ""): [r for r in rows if (r["method"], r["task"]) == (name, task)] for name in REFERENCES}
         return {key: rows for key, rows in found.items() if rows}
 
+    def best_recipes(self) -> dict[tuple[str, str], Recipe]:
+        """Of each method and budget the recipe that was best on tuning pairs."""
+        ascending = sorted(self.plan.recipes(), key=self.tuning_score)
+        return {(recipe.method, recipe.budget): recipe for recipe in ascending}
+
     def best(self, ours: bool) -> Recipe | None:
         """The recipe that was best on tuning pairs: SODA's, or the others'."""
         scores = {recipe: self.tuning_score(recipe) for recipe in self.plan.recipes() if recipe.ours == ours}

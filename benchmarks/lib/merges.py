@@ -20,10 +20,19 @@ SUM = "sum"
 #: What :func:`soda_core.merge.merge` is told beside strengths; None: changes of weights added up, for every method.
 WAYS: dict[str, dict[str, Any] | None] = {
     SUM: None,
+    "normalised": {"method": "normalised"},
     "geodesic": {"method": "geodesic"},
+    "geodesic, mean norm": {"method": "geodesic", "magnitude": "mean norm"},
+    "projection": {"method": "projection"},
+    "tsv": {"method": "tsv"},
+    "parts": {"method": "parts"},
 }
-#: A subject trained by one method, a style by another, and how they are merged.
-MIXED = (("rotation only-large", "shift only-small", "geodesic"),)
+#: A subject trained by one method, a style by another, and how they are merged: what the style has no rotation for.
+MIXED = (
+    ("rotation only-large", "shift only-small", "parts"),
+    ("SODA-SVD curve-large", "shift only-small", "geodesic"),
+)
+NEEDS_MIXED = {"parts"}  #: ways that are refused where the style was trained with a rotation
 
 Strengths = tuple[float, float]
 #: Under every merge, what each of its parts does alone with the same prompts.
@@ -61,7 +70,7 @@ def recipes(trained: Collection[tuple[str, str]]) -> Iterator[Recipe]:
     """All that can be made of what is trained: keys of methods, each with "subject" or "style"."""
     for subject, kind in trained:
         if kind == "subject" and (subject, "style") in trained:
-            ways = (way for way, told in WAYS.items() if told is None or METHODS[subject].settings is not None)
+            ways = [way for way in WAYS if way not in NEEDS_MIXED] if METHODS[subject].settings is not None else [SUM]
             yield from (Recipe(subject, subject, way) for way in ways)
     for subject, style, way in MIXED:
         if (subject, "subject") in trained and (style, "style") in trained:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.lib.errors import Mean
 
@@ -16,6 +16,7 @@ LOOKS = {
     "SODA-SVD": ("#c2185b", "o"),
     "SODA-QR": ("#7b1fa2", "s"),
     "rotation only + shift only": ("#d32f2f", "p"),
+    "SODA-SVD curve + shift only": ("#795548", "h"),
     "rotation only": ("#f06292", "^"),
     "shift only": ("#ba68c8", "v"),
     "LoRA": ("#1976d2", "P"),
@@ -24,7 +25,6 @@ LOOKS = {
     "base": ("#757575", "*"),
     "real pictures": ("#212121", "*"),
 }
-FILLS = ("full", "left", "top", "bottom", "right")  #: of markers, where the colour does not tell
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Point:
     label: str  #: in the legend; empty for none
     x: Mean
     y: Mean
-    fill: str
+    fill: Literal["full", "left", "none"] = "full"  #: of the marker, where its colour does not tell
 
 
 def scatter(points: Iterable[Point], title: str, path: Path, labels: tuple[str, str]) -> None:

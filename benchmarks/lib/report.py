@@ -96,24 +96,23 @@ def merges(measured: Measured, folder: Path) -> list[str]:
     ]  # fmt: skip
     said = _verdict(measured, groups)
     groups |= measured.references("merge")
-    plots.scatter(
-        _merge_points(groups), "Merged without training; hollow: one part alone", folder / "quality-merge.png",
-        ("probability of the style", "probability of the subject"),
-    )  # fmt: skip
+    title, labels = "Merged without training", ("probability of the style", "probability of the subject")
+    points = _merge_points(measured, groups)
+    plots.scatter(points, f"{title}; hollow: one part alone", folder / "quality-merge.png", labels)
     return ["## Merged", *said, tables.table("merge", groups, columns)]
 
 
-def _merge_points(groups: Groups) -> list[Point]:
-    """Of the large budget; ways are told apart by how much of a marker is filled."""
-    shown = {key: rows for key, rows in groups.items() if key[1] != "small"}
-    ways = [*dict.fromkeys(rows[0].get("way", SUM) for rows in shown.values())]
-    fills = dict(zip((way for way in ways if way not in ALONE), plots.FILLS, strict=False))
+def _merge_points(measured: Measured, groups: Groups) -> list[Point]:
+    """Of the large budget each method's sum and, half filled, what was better on the tuning pairs."""
+    better = {_key(recipe) for recipe in measured.best_recipes().values()}
     points = []
-    for (name, _), rows in shown.items():
+    for (name, budget), rows in groups.items():
         way = rows[0].get("way", SUM)
-        label, fill = ("", "none") if way in ALONE else (name, fills.get(way, "full"))
+        if budget == "small" or not (way == SUM or way in ALONE or (name, budget) in better):
+            continue
         x, y = (mean(cells(rows, metric)) for metric in ("styled", "thing"))
-        points.append(Point(rows[0]["method"], label, x, y, fill))
+        fill = "none" if way in ALONE else "full" if way == SUM else "left"
+        points.append(Point(rows[0]["method"], "" if way in ALONE else name, x, y, fill))
     return points
 
 
@@ -202,12 +201,9 @@ def ablations(measured: Measured) -> list[str]:
 
 def sheet(measured: Measured, path: Path) -> None:
     """The median run of each method on subjects and on styles, and the median pair of its best merge."""
-    best_way: dict[tuple[str, str], Recipe] = {}
-    for recipe in sorted(measured.plan.recipes(), key=measured.tuning_score):
-        best_way[recipe.method, recipe.budget] = recipe
-    recipes = measured.recipes()
+    recipes, best_recipes = measured.recipes(), measured.best_recipes()
     columns: list[Groups] = [measured.methods(kind) for kind in KINDS]
-    columns.append({of: recipes[_key(recipe)] for of, recipe in best_way.items() if _key(recipe) in recipes})
+    columns.append({of: recipes[_key(recipe)] for of, recipe in best_recipes.items() if _key(recipe) in recipes})
     for column, task in zip(columns, (*KINDS, "merge"), strict=True):
         column |= measured.references(task)
     names = dict.fromkeys(name for column in reversed(columns) for name in column)

@@ -16,12 +16,15 @@ import torch
 from benchmarks.lib import report
 from benchmarks.lib.errors import cells, difference, mean
 from benchmarks.lib.kept import Kept
-from benchmarks.lib.merges import ALONE, recipes
+from benchmarks.lib.merges import ALONE, WAYS, recipes
 from benchmarks.lib.plan import KINDS, Job, Plan
 from benchmarks.lib.rates import LADDER, Rates, best, next_tries
 from benchmarks.lib.results import write_rows
 from benchmarks.lib.sheet import MOST_BYTES, Shown, write_sheet, write_strip
 from benchmarks.quality import ALL, FULL, QUICK, SMALL
+from soda_core.adapter import SodaAdapter
+from soda_core.layer import SodaLayer
+from soda_core.merge import merge
 from testbed.methods import METHODS
 
 NO_REPORT = Path("no report")
@@ -206,10 +209,21 @@ def test_every_subject_meets_every_style_under_every_recipe_with_what_its_parts_
     assert alone.row["strengths"] == [0.0, 1.0] and alone.call[2] == "sum"
 
 
-def test_others_are_merged_by_sums_only() -> None:
+def test_others_are_merged_by_sums_only_and_ours_in_every_way() -> None:
     found = [*recipes([(key, kind) for key in ALL for kind in KINDS])]
     assert {recipe.way for recipe in found if not recipe.ours} == {"sum"}
+    assert {recipe.way for recipe in found if recipe.ours} == WAYS.keys()
     assert {recipe.subject for recipe in found} == set(ALL)
+
+
+@pytest.mark.parametrize("way", [way for way, told in WAYS.items() if told is not None])
+def test_every_way_is_one_that_the_pack_merges_by(way) -> None:
+    subject, style = (
+        SodaAdapter({"layer": SodaLayer(**part, shape=(6, 4))})
+        for part in ({"factors": [torch.eye(4)]}, {"factors": [], "shift": torch.full((4,), 0.1)})
+    )
+    both = merge(subject, style, 0.7, 1.0, **(WAYS[way] or {}))
+    assert both.layers["layer"].delta(torch.eye(6, 4)).any()
 
 
 def test_rates_of_a_method_that_is_not_tuned_are_refused(tmp_path) -> None:
