@@ -80,9 +80,14 @@ class Measured:
 
 
 def groups(rows: Iterable[Row]) -> Groups:
-    """The large budget, which nearly all have, before the small one; methods in the order of plots."""
+    """In order."""
     found: Groups = {}
     for row in rows:
         found.setdefault((row["method"], row["budget"]), []).append(row)
-    names = list(LOOKS)
-    return dict(sorted(found.items(), key=lambda item: (item[0][1] != "large", names.index(item[0][0]))))
+    return {of: found[of] for of in sorted(found, key=in_order)}
+
+
+def in_order(of: tuple[str, str]) -> tuple[int, int]:
+    """Of method and budget: the large budget, which nearly all have, before the small one; methods as in plots."""
+    method, budget = of
+    return ("large", "small", "").index(budget), list(LOOKS).index(method)

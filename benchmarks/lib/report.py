@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.lib import plots, tables
 from benchmarks.lib.errors import cells, difference, mean
-from benchmarks.lib.measured import BOTH, Groups, Measured
+from benchmarks.lib.measured import BOTH, Groups, Measured, in_order
 from benchmarks.lib.merges import ALONE, SUM, Recipe
 from benchmarks.lib.plan import ABLATIONS, KINDS, Plan
 from benchmarks.lib.plots import Point
@@ -206,11 +206,13 @@ def sheet(measured: Measured, path: Path) -> None:
     columns.append({of: recipes[_key(recipe)] for of, recipe in best_recipes.items() if _key(recipe) in recipes})
     for column, task in zip(columns, (*KINDS, "merge"), strict=True):
         column |= measured.references(task)
-    names = dict.fromkeys(name for column in reversed(columns) for name in column)
-    lines = [(name, [_strip(measured, column.get(name, [])) for column in columns]) for name in names]
+    names = sorted({name for column in columns for name in column}, key=in_order)
+    lines = [
+        ("\n".join(name).replace(" + ", " +\n"), [_strip(measured, column.get(name, [])) for column in columns])
+        for name in names
+    ]
     if lines:
-        heads = ("subject: the median run", "style: the median run", "merged: the median pair")
-        write_sheet([("\n".join(name), shown) for name, shown in lines], heads, path)
+        write_sheet(lines, ("subject: the median run", "style: the median run", "merged: the median pair"), path)
 
 
 def _strip(measured: Measured, rows: list[Row]) -> Shown | None:

@@ -17,7 +17,7 @@ from soda_core.files import replacing
 
 SIDE = 96  #: of a picture in a strip, in pixels
 SHOWN = 4  #: pictures of a strip on a sheet
-GAP, LINE, LABELS = 8, 16, 150  #: in pixels, the last the width of the column of names
+GAP, LINE, LABELS = 8, 16, 130  #: in pixels, the last the width of the column of names
 MOST_BYTES = 390_000
 
 
