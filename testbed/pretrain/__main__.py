@@ -7,8 +7,8 @@
     python dev.py pretrain export               the weights as they are shipped, and a checkpoint to try them
     python dev.py pretrain progress             how far each part is
 
-A part begins with the weights that are shipped, and those of the others are used, until this folder has its own. Only the
-model begins anew where the autoencoder is another one.
+A part begins with the weights that are shipped, and those of the others are used, until this folder has its own. Only
+the model begins anew where the autoencoder is another one.
 
 The autoencoder also learns from emoji outside the world, for which their font must be there (on Debian
 ``apt-get install fonts-noto-color-emoji``).

@@ -91,10 +91,9 @@ def fit(
         state.optimizer.zero_grad(set_to_none=True)
     started, saved, losses = time.monotonic(), time.monotonic(), []
     for step in range(first, plan.steps):
-        if plan.decay and step == plan.plateau_end:
-            if ranks.first:
-                state.save(step, samples)
-                state.keep_plateau()
+        if plan.decay and step == plan.plateau_end and ranks.first:
+            state.save(step, samples)
+            state.keep_plateau()
         if plan.settled and (step == plan.plateau_end or step == first > plan.plateau_end):
             state.settle(plan.settled)
         with compute.autocast():
