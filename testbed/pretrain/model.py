@@ -30,7 +30,8 @@ from testbed.text_encoder import WIDTH
 #: The host fills CLIP-L's 768 numbers a token up with zeros to 4,096; what would read those is added on export.
 LAYOUT = replace(PRESETS[PRESET][1], context=WIDTH)
 PLAN = Plan(steps=16_000, lr=1.5e-3, batch=24, decay=4_000, warmup=300, ema=0.9993)
-TOKENS = 24  #: of captions, which are shorter; the host's 77 come when the rate falls, so that filling says nothing
+TOKENS = 24  #: of captions, which are shorter
+FILLED = 600  #: so many steps, the last, see the host's 77, so that what fills them says nothing
 ASKED, ASKED_WEIGHT = 2, 0.5  #: after so many blocks what the picture shows is asked, and how much that counts
 VALIDATION = 128  #: pictures that are never trained on
 SAMPLES_EVERY = 6  #: looks
@@ -115,7 +116,7 @@ def train(work: Path, plan: Plan = PLAN) -> None:
         clean, levels = data.normal(rows), noise_levels(plan.batch, generator)
         noise = torch.randn(clean.shape, generator=generator)
         context = captions(captions_of(data.scenes, rows, generator))
-        if number < plan.plateau_end:
+        if number < plan.steps - FILLED:
             context = context[:, :TOKENS]
         loss = loss_of(module, *(part.to(device) for part in (clean, context, levels, noise)))
         return loss + ASKED_WEIGHT * asked.loss(data.seen(rows).to(device))
