@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """All settings of the demo: what is learnt, how each kind of adapter is trained, and what is painted with it.
 
-They are chosen by looking at the first subject and the first style; the others are trained and merged in the same way.
+They are to be chosen by the first subject and the first style alone; the others are trained and merged in the same way.
 """
 
 from __future__ import annotations
