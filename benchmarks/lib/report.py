@@ -55,9 +55,11 @@ def methods(measured: Measured, kind: str, folder: Path) -> list[str]:
         changed = [measured.drift[row["key"]] for row in rows if row["key"] in measured.drift]
         return f"{statistics.fmean(changed):.2f}" if changed else ""
 
+    # a style of one colour leaves nothing of a background's
+    background = [("background right", tables.averaged("background_accuracy"))] if kind == "subject" else []
     columns = [
         ("parameters", tables.parameters), ("runs", tables.runs), ("rates", tables.rates), *tables.shown(),
-        *tables.against_rivals(groups), ("background right", tables.averaged("background_accuracy")),
+        *tables.against_rivals(groups), *background,
         ("drift", drift), ("s a step", tables.seconds_per_step),
     ]  # fmt: skip
     groups |= measured.references(kind)
