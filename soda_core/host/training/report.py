@@ -13,6 +13,7 @@ import torch
 from ...training.loop import Progress
 from ...training.trainable import TrainableAdapter
 from ..progress import ProgressBar
+from ..versions import is_cancel
 
 #: Steps whose mean loss is told.
 _RECENT = 20
@@ -58,9 +59,9 @@ def announce(
                  *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(trainable.layers))  # fmt: skip
     try:
         parts = memory()
-    except mm.InterruptProcessingException:  # up to ComfyUI 0.18 a cancel is an Exception
-        raise
     except Exception as error:  # a model that decides by values, say; training itself does not mind
+        if is_cancel(error):
+            raise
         logging.info("SODA: how much memory a step takes cannot be told beforehand (%s)", error)
         return
     total = _mib(sum(parts.values()))
