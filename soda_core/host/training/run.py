@@ -25,7 +25,7 @@ from .. import folders
 from ..versions import is_out_of_memory
 from . import metadata
 from .dataset import Examples, TrainingData
-from .notices import notices
+from .notices import notices, tell
 from .objective import Objective
 from .options import RunOptions
 from .preview import Previews
@@ -108,9 +108,8 @@ class Run:
         like = self.examples.pictures.groups[0][0].latent
         self.previews = Previews(session, data, options, like, self.metadata)
         announce(self.trainable, self.memory, session.device, options.live.note)
-        for notice in notices(data, self.settings) if self.ranks.first else ():
-            logging.warning("SODA: %s", notice.text)
-            options.warn(notice)
+        if self.ranks.first:
+            tell(notices(data, self.settings), options)
         self.ranks.of_first(self.files.check)
 
     def train(self) -> TrainingResult:
