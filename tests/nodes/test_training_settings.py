@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from safetensors import safe_open
 
 from demo.build_workflows import SUBJECT_FOLDER
 from demo.graph import widget_defaults
+from testbed.paths import ROOT
 from testbed.server import PromptError
 
 from .conftest import Graph, base, training_graph
 
 BEFORE = Path(__file__).parents[1] / "data" / "workflow_before_settings.json"
+#: Kinds that the front end can say in Chinese.
+CHINESE_NOTICES = set(re.findall(r'^  "([\w ]+)": \(', (ROOT / "web" / "notices.js").read_text("utf-8"), re.MULTILINE))
 #: What that workflow says, where not the default.
 SAID_BEFORE = {
     "steps": 3, "rotation_lr": 0.02, "shift_lr": 3e-5, "decomposition": "qr", "batch_size": 2, "schedule": "cosine",
@@ -86,7 +90,7 @@ def notices(server, graph: Graph) -> dict[str, str]:
 
     def listen(kind: str, data: dict) -> None:
         if kind == "soda.notice":
-            assert data["node"] == graph.train
+            assert data["node"] == graph.train and data["kind"] in CHINESE_NOTICES
             said[data["kind"]] = data["text"]
 
     server.queue(graph.nodes, on_event=listen)
