@@ -41,6 +41,19 @@ def test_a_template_opens_without_a_red_node(ui, name) -> None:
     ui.shot(f"template-{name}")
 
 
+def test_app_mode_calls_every_setting_by_a_name_that_tells(ui) -> None:
+    ui.load(workflow("merge_subject_and_style"))
+    toggle = "app.extensionManager.command.execute('Comfy.ToggleLinear')"
+    ui.page.evaluate(toggle)
+    labels = ui.page.get_by_test_id("builder-widget-label")
+    labels.first.wait_for()
+    ui.shot("app-mode")
+    assert labels.all_inner_texts() == [
+        "ckpt_name", "Subject", "Style", "subject_strength", "style_strength", "method", "Prompt",
+    ]  # fmt: skip
+    ui.page.evaluate(toggle)
+
+
 def test_help_opens_at_the_first_request(ui) -> None:
     ui.load(workflow("train_subject"))
     assert ui.help("SODATrain", "The settings that matter") == [("SODATrain/en.md", 200)]
