@@ -28,9 +28,10 @@ from soda_core import fileformat
 from soda_core.adapter import SodaAdapter
 from soda_core.base_weight import BaseWeight
 from soda_core.errors import SettingsError
+from soda_core.interference import interference
 from soda_core.kronecker import factor_sizes
 from soda_core.layer import SodaLayer
-from soda_core.merge import interference, merge
+from soda_core.merge import merge
 from soda_core.spectral import Decomposition, Spectrum, decompose
 from testbed.machine import core_count
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the method costs, side by side with what a user would pick instead.
 
-    python dev.py bench speed [--quick] [--part layer|optimizer|step|load|sample|merge]...
+    python dev.py bench speed [--quick] [--part layer|optimizer|step|live|load|sample|merge]...
 
 Both sides run in one process, in turn. Writes ``benchmarks/results/speed.json``: a list of flat rows.
 """
@@ -130,6 +130,23 @@ def steps(quick: bool) -> list[Row]:
         "core Train LoRA, defaults": models.core_run(patcher, preset, 128, rank=4),
     }
     return rows + _rows("step", f"{preset}, 128 px", RoundRobin(small, 1, warmup=0).measure(), ours)
+
+
+def live_view(quick: bool) -> list[Row]:
+    """A thousand small steps, watched against not watched; seconds are of a hundred, in each of which one look falls.
+
+    A look is at the validation loss; between looks the view tells twice a second. Both runs are under way at once, so
+    that each step of one waits for a step of the other and twice as many states come to it as in a run alone.
+    """
+    preset, side, steps = "sd15-min", 64, 100 if quick else 1000
+    patcher, method = models.load(preset), models.RUNS["rotation + SVD shift"]
+    runs = {name: models.our_run(patcher, preset, side, method, name == "watched") for name in ("alone", "watched")}
+    timings = RoundRobin(runs, steps, warmup=1).measure()
+    hundreds = {
+        name: Timing([sum(timing.seconds[i : i + 100]) for i in range(0, steps, 100)])
+        for name, timing in timings.items()
+    }
+    return _rows("live", f"{preset}, {side} px", hundreds, "alone")
 
 
 # --------------------------------------------------------------------------------------------------------- loading
@@ -309,6 +326,7 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "layer": layers,
     "optimizer": optimizers,
     "step": steps,
+    "live": live_view,
     "load": loading,
     "sample": sampling,
     "merge": merging,

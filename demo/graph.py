@@ -106,7 +106,14 @@ class Graph:
         origin.links.setdefault(slot, []).append(entry["link"])
 
     def app_mode(self, inputs: list[tuple[Node, str]], outputs: list[Node]) -> None:
-        """What the front end's app mode shows: widgets to set, and nodes whose pictures are the result."""
+        """What the front end's app mode shows: widgets to set, and nodes whose pictures are the result.
+
+        Texts, and widgets of one name, are called after their nodes, as app mode shows no node.
+        """
+        names = [widget for _, widget in inputs]
+        for node, widget in inputs:
+            if node.title and (names.count(widget) > 1 or widget in {"text", "string"}):
+                next(entry for entry in node.inputs if entry["name"] == widget)["label"] = node.title
         self.app = {
             "inputs": [[str(node.id), widget] for node, widget in inputs],
             "outputs": [str(node.id) for node in outputs],

@@ -103,7 +103,9 @@ been trained on the **base model** chosen here. Only the *adapter* output of the
 - **subject_strength**, **style_strength**: 1 = as trained. Lower the one that drowns the other.
 - **method**
   - *delta*: adds both changes to the base weights; works with any two adapters of one base.
-  - *geodesic*: adds the rotations' angles; the result is as small as its parents. Both need equal factor sizes.
+  - *geodesic*: adds the rotations' angles; the result is as small as its parents where their factor sizes are equal.
+  - *parts*: the subject's rotation with the shift of a style that was trained with *shift only*.
+  - *normalised*, *projection*, *tsv*: ways to add without drowning one; see the node's help.
 
 The **report** says how much the two get in each other's way, and ends in strengths to try.
 
@@ -119,7 +121,9 @@ Use both placeholder words in the **prompt**.""",
 - **主体强度**、**风格强度**：1 = 训练时的样子。哪个压过了另一个，就把哪个调低。
 - **合并方式**
   - *delta*：把两者的改动加到底模权重上；同一底模的任意两个适配器都能用。
-  - *geodesic*：把旋转的角度相加，结果和原来一样小。两者的因子大小必须相同。
+  - *geodesic*：把旋转的角度相加；因子大小相同时，结果和原来一样小。
+  - *parts*：主体的旋转，加上用 *shift only* 训练的风格的偏移。
+  - *normalised*、*projection*、*tsv*：相加而不让一个盖过另一个的办法；见节点的帮助。
 
 **报告**说明两者互相干扰的程度，最后给出建议的强度。
 

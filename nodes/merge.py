@@ -8,7 +8,8 @@ from typing import get_args
 from comfy_api.latest import io, ui
 
 from ..soda_core.host.apply import weight_lookup
-from ..soda_core.merge import MergeMethod, interference, merge
+from ..soda_core.interference import interference
+from ..soda_core.merge import Magnitude, MergeMethod, merge
 from ..soda_core.report.merge import interference_report
 from .common import CATEGORY, SodaAdapterType, adapter_output, blocks, strength
 
@@ -41,8 +42,12 @@ class SodaMerge(io.ComfyNode):
                     options=list(get_args(MergeMethod)),
                     default="delta",
                     tooltip="delta (the paper, default because it takes any two adapters of one base): adds both "
-                    "changes to the base weights. geodesic: adds the rotations' logarithms, so the result is again a "
-                    "rotation, as small as its parents; needs equal factor sizes.",
+                    "changes to the base weights. normalised: that sum, as large as the larger of the two in every "
+                    "layer. geodesic: adds the rotations' logarithms, so the result is again a rotation, as small as "
+                    "its parents where their factor sizes are equal. parts: the subject's rotation with the style's "
+                    "shift; for a style trained with 'shift only'. projection: takes the subject off the style's main "
+                    "inputs, then adds both. tsv: the main directions of both, made independent; exports well as a "
+                    "LoRA.",
                 ),
                 io.Model.Input(
                     "model",
@@ -52,6 +57,26 @@ class SodaMerge(io.ComfyNode):
                 ),
                 blocks("subject_blocks", "the subject"),
                 blocks("style_blocks", "the style"),
+                io.Float.Input(
+                    "balance",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Between subject (0) and style (1), on top of the two strengths; 0.5 = as they are "
+                    "(default). How large the whole is on the way says magnitude.",
+                ),
+                io.Combo.Input(
+                    "magnitude",
+                    options=list(get_args(Magnitude)),
+                    default="constant",
+                    optional=True,
+                    tooltip="The size of the merge along the balance. constant: what one loses the other gains "
+                    "(default, because 0.5 then changes nothing). orthofuse: each alone at its end, both whole in the "
+                    "middle; its authors recommend a balance of 0.6. mean norm (geodesic only): in each layer as large "
+                    "as the two are on average.",
+                ),
             ],
             outputs=[
                 adapter_output("The merged adapter, for Apply, Save or Inspect."),
@@ -65,9 +90,12 @@ class SodaMerge(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, subject, style, subject_strength, style_strength, method, model=None, subject_blocks="", style_blocks=""
-    ) -> io.NodeOutput:
-        merged = merge(subject, style, subject_strength, style_strength, method, subject_blocks, style_blocks)
-        rows = interference(subject, style, None if model is None else weight_lookup(model, subject, style))
+        cls, subject, style, subject_strength, style_strength, method, model=None, subject_blocks="", style_blocks="",
+        balance=0.5, magnitude="constant",
+    ) -> io.NodeOutput:  # fmt: skip
+        blocks_of_both = subject_blocks, style_blocks
+        merged = merge(subject, style, subject_strength, style_strength, method, *blocks_of_both, balance, magnitude)
+        look_up = None if model is None else weight_lookup(model, subject, style)
+        rows = interference(subject, style, look_up, merged)
         text = interference_report(subject, style, rows, merged)
         return io.NodeOutput(merged, text, ui=ui.PreviewText(text))

@@ -13,7 +13,7 @@ from ..soda_core.host import folders
 from ..soda_core.host.apply import apply_adapter
 from ..soda_core.host.board import board
 from ..soda_core.host.server import notice
-from ..soda_core.host.training import RunOptions, TrainingData, empty_caption, states, train_in_graph
+from ..soda_core.host.training import RunOptions, TrainingData, graph_notices, states, tell, train_in_graph
 from ..soda_core.report.loss_curve import loss_curve
 from ..soda_core.report.theme import to_image_tensor
 from ..soda_core.training.setting import check_settings, settings_of
@@ -169,8 +169,7 @@ class SodaTrain(io.ComfyNode):
         settings = TrainSettings(**values)
         for record in (settings, options):
             check_settings(record, offered=True)
-        for found in empty_caption(cls.hidden.prompt or {}, cls.hidden.unique_id):
-            options.warn(found)
+        tell(graph_notices(cls.hidden.prompt or {}, cls.hidden.unique_id), options)
         result = train_in_graph(model[0], data, settings, options)
         patched, _ = apply_adapter(model[0], None, result.adapter)
         rates = result.learning_rates if len(set(result.learning_rates)) > 1 else None

@@ -5,10 +5,11 @@ Pure torch; ``soda_core.host`` is the glue to ComfyUI and the only place that im
 """
 
 from .adapter import SodaAdapter
+from .compound import SodaProduct, SodaSum
 from .errors import SodaError
-from .layer import SodaLayer, SodaSum
+from .layer import SodaLayer
 from .merge import merge
 from .stiefel import StiefelAdam
 from .training import losses
 
-__all__ = ["SodaAdapter", "SodaError", "SodaLayer", "SodaSum", "StiefelAdam", "losses", "merge"]
+__all__ = ["SodaAdapter", "SodaError", "SodaLayer", "SodaProduct", "SodaSum", "StiefelAdam", "losses", "merge"]

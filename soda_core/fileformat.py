@@ -8,7 +8,8 @@ Tensors of a layer (``<layer>`` is the base model's module path, e.g. ``diffusio
 - ``<layer>.soda_probe (2, 32, 4)``: the base check's sketches of Δ and of W0 (the key is older than that name),
 - ``<layer>.soda_sketched (n, r)`` or ``(n, knots)``: only of a geodesic merge, the shifts whose changes of the weight,
   each times its strength, add up to the first sketch;
-- a delta merge holds the same once per term: ``<layer>.soda_term_0_factor_0`` …
+- a merge that is no SODA layer itself holds the same once per term: ``<layer>.soda_term_0_factor_0`` …, and the JSON
+  says by which ``rule`` its terms become one (:mod:`.compound`).
 
 Metadata: ``soda`` = sorted JSON ``{digest, format_version, layers, metadata}``; beside it the flat ``modelspec.*``,
 ``ss_*`` and ``sshs_*`` keys that model managers read, all derived from it. Files never hold folder paths.
@@ -37,9 +38,11 @@ from torch import Tensor
 
 from . import schema, tensor_file
 from .base_check import Sketches
+from .compound import SodaProduct, SodaSum
 from .errors import FileFormatError
-from .layer import AdaptedLayer, SodaLayer, SodaSum
-from .schema import FORMAT_VERSION, Document, LayerSpec, TermSpec
+from .layer import AdaptedLayer, SodaLayer
+from .layer_spec import LayerSpec, TermSpec
+from .schema import FORMAT_VERSION, Document
 from .tensor_file import manager_keys, tensor_hash
 from .text import printable
 
@@ -142,7 +145,7 @@ def _flatten(name: str, layer: AdaptedLayer, tensors: dict[str, Tensor]) -> dict
 
 
 def _parts(layer: SodaLayer) -> dict[str, Tensor]:
-    """A layer's tensors by the last part of their keys, as in :meth:`.schema.TermSpec.tensors`."""
+    """A layer's tensors by the last part of their keys, as in :meth:`.layer_spec.TermSpec.tensors`."""
     parts = {f"factor_{i}": R for i, R in enumerate(layer.factors)}
     if layer.shift is not None:
         parts["shift"] = layer.shift
@@ -253,7 +256,13 @@ def _layer(name: str, spec: LayerSpec, tensors: Mapping[str, Tensor]) -> Adapted
         (strength, _single(prefix, term, tensors))
         for prefix, (strength, term) in zip(spec.prefixes(name), spec.terms, strict=True)
     ]
-    layer = SodaSum(tuple(terms)) if spec.is_sum else terms[0][1]
+    layer: AdaptedLayer
+    if spec.rule is None:
+        layer = terms[0][1]
+    elif spec.rule == "product":
+        layer = SodaProduct(tuple(terms))
+    else:
+        layer = SodaSum(tuple(terms), spec.rule)
     layer.validate(name)
     return layer
 

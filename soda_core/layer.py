@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .base_check import SKETCH_SHAPE, BaseCheck, Sketches, overall_error, relative_error, sketch, sketch_of
+from .base_check import SKETCH_SHAPE, BaseCheck, Sketches, relative_error, sketch, sketch_of
 from .base_weight import BaseWeight
 from .errors import BaseMismatchError, FileFormatError, SettingsError
 from .kronecker import geodesic_power, rotate
@@ -43,6 +43,12 @@ def check_strength(name: str, strength: float) -> float:
     return strength
 
 
+def check_mode(mode: str) -> None:
+    """Raise ``SettingsError`` unless it is a :data:`StrengthMode`."""
+    if mode not in get_args(StrengthMode):
+        raise SettingsError(f"unknown strength mode {mode!r}; choose one of {list(get_args(StrengthMode))}")
+
+
 def adapted_weight(W: Tensor, factors: Sequence[Tensor], shift: Tensor | None, spectrum: Spectrum | None) -> Tensor:
     """The formula: ``(W0 + Δ(shift)) Kᵀ``. Differentiable; never decomposes, never forms K.
 
@@ -60,20 +66,20 @@ def adapted_weight(W: Tensor, factors: Sequence[Tensor], shift: Tensor | None, s
 
 
 class AdaptedLayer(ABC):
-    """The change of one layer's weight: a SODA layer, or a sum of several.
+    """The change of one layer's weight: a SODA layer, or several made one (:mod:`.compound`).
 
     Wherever a base weight is asked for, a plain tensor ``(out, in, *kernel)`` does as well as a :class:`BaseWeight`.
     """
 
     #: shape of the weight it was trained on, where known
     shape: tuple[int, ...] | None
-    #: strengths and SODA layers that it is the sum of; of a SODA layer itself at 1
+    #: strengths and SODA layers that it is made of; of a SODA layer itself at 1
     terms: tuple[tuple[float, SodaLayer], ...]
 
     @property
     @abstractmethod
     def single(self) -> SodaLayer | None:
-        """The layer as one rotation and one shift; None for a sum, which has neither."""
+        """The layer as one rotation and one shift; None where it is made of several."""
 
     @property
     @abstractmethod
@@ -207,8 +213,7 @@ class SodaLayer(AdaptedLayer):
         )
 
     def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
-        if mode not in get_args(StrengthMode):
-            raise SettingsError(f"unknown strength mode {mode!r}; choose one of {list(get_args(StrengthMode))}")
+        check_mode(mode)
         check_strength("strength", strength)
         base = BaseWeight.of(weight)
         W = base.matrix
@@ -292,61 +297,3 @@ def _check_vector(what: str, vector: Tensor) -> None:
             f"{what} holds NaN or infinite values, or is not one-dimensional "
             f"(shape {tuple(vector.shape)}); the training run diverged or the file is damaged"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class SodaSum(AdaptedLayer):
-    """``W0 + Σ a_i (W_i - W0)``: the paper's training-free merge of one layer (Zhang et al. 2025, section 3.4).
-
-    Args:
-        terms: ``(a_i, layer_i)``, 1 to :data:`MOST_TERMS`.
-    """
-
-    terms: tuple[tuple[float, SodaLayer], ...]
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.terms) <= MOST_TERMS:
-            raise SettingsError(f"a sum of {len(self.terms)} layers' changes; allowed are 1 to {MOST_TERMS}")
-        for strength, _ in self.terms:
-            check_strength("a term's strength", strength)
-
-    def __repr__(self) -> str:
-        return f"SodaSum({' + '.join(f'{strength:g} x {layer}' for strength, layer in self.terms)})"
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:  # type: ignore[override]
-        return next((layer.shape for _, layer in self.terms if layer.shape is not None), None)
-
-    @property
-    def single(self) -> SodaLayer | None:
-        return None
-
-    @property
-    def in_features(self) -> int | None:
-        return next((layer.in_features for _, layer in self.terms if layer.in_features is not None), None)
-
-    @property
-    def rank(self) -> int | None:
-        return next((layer.rank for _, layer in self.terms if layer.rank is not None), None)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(layer.num_parameters for _, layer in self.terms)
-
-    def delta(self, weight: Tensor | BaseWeight, strength: float = 1.0, mode: StrengthMode = "linear") -> Tensor:
-        base = BaseWeight.of(weight)  # decomposed once, not once per term
-        total = torch.zeros_like(base.matrix).reshape(base.shape)
-        for a, layer in self.terms:
-            total += a * layer.delta(base, strength, mode)
-        return total
-
-    def check_base(self, weight: Tensor | BaseWeight) -> BaseCheck | None:
-        base = BaseWeight.of(weight)
-        checks = [(a, check) for a, layer in self.terms if (check := layer.check_base(base)) is not None]
-        if not checks:
-            return None
-        return BaseCheck(*overall_error(checks), max(check.base_distance for _, check in checks))
-
-    def validate(self, name: str) -> None:
-        for _, layer in self.terms:
-            layer.validate(name)

@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Merging a subject and a style adapter without training (Zhang et al. 2025, section 3.4), and their interference."""
+"""Merging a subject and a style adapter without training (Zhang et al. 2025, section 3.4, and later work)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from .adapter import SodaAdapter
-from .base_check import Sketches, relative_error
-from .base_weight import BaseWeight
 from .blocks import block_strengths
+from .compound import Compound, Rule, SodaProduct, SodaSum
 from .errors import MergeError, SettingsError
-from .kronecker import geodesic_power
-from .layer import MOST_STRENGTH, MOST_TERMS, AdaptedLayer, SodaLayer, SodaSum, check_strength
-from .linalg import in_batches, orthogonal_log, rotation_angles, skew_exp
+from .geodesic import geodesic
+from .layer import MOST_TERMS, AdaptedLayer, SodaLayer, check_strength
 
-MergeMethod = Literal["delta", "geodesic"]
+MergeMethod = Literal["delta", "geodesic", "normalised", "parts", "projection", "tsv"]
+Magnitude = Literal["constant", "orthofuse", "mean norm"]
 
-#: The base weight of a layer by its name, or None where the model has no such layer.
-WeightLookup = Callable[[str], BaseWeight | None]
-
-#: Two sketches of one weight differ by float32 rounding at most, those of its copy in another precision by more.
-_SAME_BASE = 1e-5
+#: Layers by name, of each the strengths and layers of those adapters that have it, the subject's first.
+Parts = Mapping[str, list[tuple[float, AdaptedLayer]]]
 
 
 def merge(
@@ -37,45 +31,96 @@ def merge(
     method: MergeMethod = "delta",
     subject_blocks: str = "",
     style_blocks: str = "",
+    balance: float = 0.5,
+    magnitude: Magnitude = "constant",
 ) -> SodaAdapter:
-    """One adapter out of two; it adapts, saves and loads like its parents.
+    """One adapter out of two; it adapts, saves and loads like its parents. No method needs the base model.
 
-    - "delta" (the paper): ``W = W0 + a (W_subject - W0) + b (W_style - W0)``, both from the pristine W0, so the order
-      does not matter and chaining two loaders gives the same.
+    With ``D = W - W0`` of an adapter, both from the pristine W0, and strengths a (subject) and b (style):
+
+    - "delta" (the paper): ``a D_subject + b D_style``: order does not matter, and chaining two loaders gives the same.
+    - "normalised": that sum, rescaled to the size of the larger part, layer by layer: :func:`.combine.normalised`.
     - "geodesic" (ours): per factor ``exp(a log R_subject + b log R_style)``, shifts ``a s_subject + b s_style``: again
-      a SODA adapter, as small as its parents.
+      a SODA adapter, as small as its parents. Where factor sizes differ the rotations turn one after the other,
+      ``K_subject^a K_style^b``; see :func:`.geodesic.geodesic`.
+    - "parts": the subject's rotation with the style's spectrum, ``(W0 + b Δ_style) (K_subject^a)ᵀ``, as small as one
+      parent, and at b = 1 (with QR always) a SODA layer. The subject's shift is left out; the style must have no
+      rotation, since without it a style that was trained with one is gone.
+    - "projection": ``a D_subject`` softly off the style's principal inputs, plus ``b D_style``:
+      :func:`.combine.projection` (after NP-LoRA, arXiv 2511.11051).
+    - "tsv": the leading singular directions of both, made orthogonal to one another: :func:`.combine.tsv` (TSV-Merge,
+      arXiv 2412.00081). Of low rank, so an export as a LoRA keeps it.
 
-    A layer that only one parent has keeps that parent's change at its strength.
+    A layer that only one parent has keeps that parent's change at its strength ("parts": its rotation or its shift).
+    "delta", "normalised" and "tsv" take any number of adapters: merge the result with the next by the same method, and
+    the formula holds for all of them at once. Costs little here: what needs the weights is evaluated where they are.
 
     Args:
         subject_blocks, style_blocks: what strengths are multiplied by in some blocks, see
             :func:`.blocks.block_strengths`.
+        balance: t from 0 (the subject) to 1 (the style); strengths become ``g (1 - t) a`` and ``g t b``.
+        magnitude: g along t. "constant": 2, so that 0.5 leaves the strengths as they are. "orthofuse":
+            ``1 + 4 t (1 - t)``, 1 at both ends, as OrthoFuse has it (arXiv 2604.05183, CVPR 2026, which recommends
+            t = 0.6; its exact geodesic between the two rotations differs in the second order of the angles). "mean
+            norm", of "geodesic" alone: in each layer what keeps the mean size of both, see
+            :func:`.geodesic.geodesic`; a layer that only one parent has then counts as merged with no change.
     Raises:
-        MergeError: "geodesic" with factors of different sizes, different decompositions, or parents that are delta
-            merges themselves; the message offers "delta".
+        SettingsError: a strength, balance, method or magnitude that there is not.
+        MergeError: not of one base, or parents that are merges themselves, where the method cannot take them; the
+            message says what can.
+        ManifoldError: a rotation that has no unique logarithm, where one is needed.
     """
-    if method not in get_args(MergeMethod):
-        raise SettingsError(f"unknown merge method {method!r}; choose one of {list(get_args(MergeMethod))}")
+    _check_choices(method, magnitude, balance)
     check_strength("subject_strength", subject_strength)
     check_strength("style_strength", style_strength)
     _check_same_base(subject, style)
-    parents = [(subject, subject_strength, subject_blocks), (style, style_strength, style_blocks)]
+    a, b = balanced(subject_strength, style_strength, balance, magnitude)
+    check_strength("subject_strength at this balance", a)
+    check_strength("style_strength at this balance", b)
     strengths = [
-        (parent, {name: strength * b for name, b in block_strengths(blocks, parent.layers, of).items()})
-        for of, (parent, strength, blocks) in zip(("the subject", "the style"), parents, strict=True)
-    ]
+        {name: strength * in_block for name, in_block in block_strengths(blocks, of.layers, role).items()}
+        for of, strength, blocks, role in (
+            (subject, a, subject_blocks, "the subject"), (style, b, style_blocks, "the style")
+        )
+    ]  # fmt: skip
     parts = {
-        name: [(of[name], parent.layers[name]) for parent, of in strengths if name in parent.layers]
+        name: [(of[name], parent.layers[name]) for parent, of in zip((subject, style), strengths, strict=True)
+               if name in parent.layers]
         for name in dict.fromkeys([*subject.layers, *style.layers])
-    }
-    layers: dict[str, AdaptedLayer] = {}
-    if method == "delta":
-        layers |= {name: _delta_layer(name, of) for name, of in parts.items()}
+    }  # fmt: skip
+    layers: Mapping[str, AdaptedLayer]
+    if method == "geodesic":
+        layers = geodesic(_single_layers(parts), mean_norm=magnitude == "mean norm")
+    elif method == "parts":
+        layers = _parts(subject, style, *strengths)
     else:
-        single = {name: _single_layers(name, of) for name, of in parts.items()}
-        factors = _geodesic_factors({name: _rotations(name, of) for name, of in single.items()})
-        layers |= {name: _geodesic_layer(name, of, factors[name]) for name, of in single.items()}
-    return SodaAdapter(layers, _metadata(parents, method))
+        layers = {name: _summed(name, of, "sum" if method == "delta" else method) for name, of in parts.items()}
+    blocks = {"subject_blocks": subject_blocks, "style_blocks": style_blocks}
+    settings: dict[str, Any] = {
+        "merge_method": method, "subject_strength": subject_strength, "style_strength": style_strength
+    } | {key: text for key, text in blocks.items() if text.strip()}  # fmt: skip
+    if (balance, magnitude) != (0.5, "constant"):
+        settings |= {"balance": balance, "magnitude": magnitude}
+    return SodaAdapter(layers, _metadata((subject, a), (style, b), settings))
+
+
+def balanced(a: float, b: float, balance: float, magnitude: Magnitude) -> tuple[float, float]:
+    """``g (1 - t) a`` and ``g t b``; of "mean norm", whose g is another in each layer, without it."""
+    g = {"constant": 2.0, "orthofuse": 1 + 4 * balance * (1 - balance), "mean norm": 1.0}[magnitude]
+    return g * (1 - balance) * a, g * balance * b
+
+
+def _check_choices(method: str, magnitude: str, balance: float) -> None:
+    for what, value, choices in (("merge method", method, MergeMethod), ("magnitude", magnitude, Magnitude)):
+        if value not in get_args(choices):
+            raise SettingsError(f"unknown {what} {value!r}; choose one of {list(get_args(choices))}")
+    if not 0.0 <= balance <= 1.0:
+        raise SettingsError(f"balance must be a number from 0 (the subject) to 1 (the style), got {balance!r}")
+    if magnitude == "mean norm" and method != "geodesic":
+        raise SettingsError(
+            f"magnitude 'mean norm' belongs to method 'geodesic', not to {method!r}; choose 'constant' or 'orthofuse', "
+            "or method 'normalised' to bound the size of a sum"
+        )
 
 
 def _check_same_base(subject: SodaAdapter, style: SodaAdapter) -> None:
@@ -102,202 +147,105 @@ def _same_family(a: SodaAdapter, b: SodaAdapter) -> bool:
     return a.base_model.get("family") == b.base_model.get("family")
 
 
-def _delta_layer(name: str, parts: list[tuple[float, AdaptedLayer]]) -> AdaptedLayer:
-    terms = tuple((strength * a, term) for strength, layer in parts for a, term in layer.terms)
+# ------------------------------------------------------------------------------------------------------------- methods
+
+
+def _summed(name: str, parts: list[tuple[float, AdaptedLayer]], rule: Rule) -> AdaptedLayer:
+    """The parts' terms under one rule; plain sums, and if order is free those of the rule itself, are taken apart."""
+    if len(parts) == 1:
+        return _scaled(name, *parts[0])
+    apart = () if rule == "projection" else ("sum", rule)
+    for _, layer in parts:
+        if isinstance(layer, Compound) and layer.rule not in apart:
+            raise _already_merged(name, layer)
+    return _sum(name, [(strength * a, term) for strength, layer in parts for a, term in layer.terms], rule)
+
+
+def _scaled(name: str, strength: float, layer: AdaptedLayer) -> AdaptedLayer:
+    """A layer that only one adapter has, at a strength."""
+    if isinstance(layer, SodaProduct):
+        if strength != 1.0:
+            raise _already_merged(name, layer)
+        return layer
+    rule = layer.rule if isinstance(layer, SodaSum) else "sum"
+    return _sum(name, [(strength * a, term) for a, term in layer.terms], rule)
+
+
+def _sum(name: str, terms: list[tuple[float, SodaLayer]], rule: Rule) -> SodaSum:
     if len(terms) > MOST_TERMS:
         raise MergeError(f"layer {name!r} would be a sum of {len(terms)} changes, at most {MOST_TERMS} are kept")
     for strength, _ in terms:
         check_strength(f"the product of strengths in layer {name!r}", strength)
-    return SodaSum(terms)
+    return SodaSum(tuple(terms), rule)
 
 
-Parts = list[tuple[float, SodaLayer]]
-Rotations = list[tuple[float, Sequence[Tensor]]]
+def _single_layers(parts: Parts) -> dict[str, list[tuple[float, SodaLayer]]]:
+    return {name: [(strength, _single(name, layer)) for strength, layer in of] for name, of in parts.items()}
 
 
-def _single_layers(name: str, parts: list[tuple[float, AdaptedLayer]]) -> Parts:
-    single: Parts = []
-    for strength, layer in parts:
-        if layer.single is None:
-            raise MergeError(f"layer {name!r} is already a delta merge, which has no factors; use method 'delta'")
-        single.append((strength, layer.single))
-    return single
+def _single(name: str, layer: AdaptedLayer) -> SodaLayer:
+    if layer.single is None:
+        raise _already_merged(name, layer)
+    return layer.single
 
 
-def _rotations(name: str, parts: Parts) -> Rotations:
-    rotated: Rotations = [(a, layer.factors) for a, layer in parts if layer.factors]
-    sizes = {tuple(R.shape[-1] for R in factors) for _, factors in rotated}
-    if len(sizes) > 1:
-        raise MergeError(
-            f"layer {name!r} has factor sizes {' and '.join(map(str, sorted(sizes)))}; rotations of different "
-            "Kronecker sizes have no common geodesic. Train both with one factor preset, or use method 'delta'"
-        )
-    return rotated
-
-
-def _geodesic_layer(name: str, parts: Parts, factors: list[Tensor]) -> SodaLayer:
-    shifted = [(a, layer) for a, layer in parts if layer.shift is not None]
-    kinds = {layer.decomposition for _, layer in shifted}
-    if len(kinds) > 1:
-        raise MergeError(f"layer {name!r}: one adapter's shift is SVD, the other's QR; use method 'delta'")
-    shift = sum((a * layer.shift for a, layer in shifted if layer.shift is not None), torch.tensor(0.0))
-    knots = _merged_knots(shifted)
-    return SodaLayer(
-        decomposition=next(iter(kinds), parts[0][1].decomposition),
-        factors=factors,
-        shift=shift if shifted else None,
-        shape=next((layer.shape for _, layer in parts if layer.shape is not None), None),
-        sketches=_merged_sketches(parts, is_curve=knots is not None),
-        knots=knots,
+def _already_merged(name: str, layer: AdaptedLayer) -> MergeError:
+    rule = layer.rule if isinstance(layer, Compound) else "sum"
+    kind = {"sum": "delta", "product": "geodesic or parts"}.get(rule, rule)
+    advice = {
+        "sum": "which has no factors; use method 'delta'",
+        "normalised": "which takes others by method 'normalised' alone",
+        "tsv": "which takes others by method 'tsv' alone",
+    }.get(rule, "which is no SODA layer any more")
+    return MergeError(
+        f"layer {name!r} is already a {kind} merge, {advice}. Or load the two adapters one after the other: their "
+        "changes add up as in a delta merge"
     )
 
 
-def _geodesic_factors(rotations: Mapping[str, Rotations]) -> dict[str, list[Tensor]]:
-    """``exp(Σ a_j log R_ij)`` per layer and factor i; exact where all but one strength are zero.
-
-    All layers at once: logarithms and exponentials of small matrices cost next to nothing in batches.
-    """
-    merged: dict[str, list[Tensor]] = {}
-    columns: list[tuple[str, list[float], tuple[Tensor, ...]]] = []
-    for name, parts in rotations.items():
-        active = [(a, factors) for a, factors in parts if a != 0.0]
-        if len(active) > 1:
-            strengths = [a for a, _ in active]
-            columns += [(name, strengths, column) for column in zip(*(f for _, f in active), strict=True)]
-            merged[name] = []
-        else:
-            a, factors = active[0] if active else (0.0, parts[0][1] if parts else [])
-            merged[name] = geodesic_power(factors, a)
-    logs = iter(in_batches(orthogonal_log, [R for _, _, column in columns for R in column]))
-    sums = [torch.stack([a * next(logs) for a in strengths]).sum(0) for _, strengths, _ in columns]
-    for (name, _, column), R in zip(columns, in_batches(skew_exp, sums), strict=True):
-        merged[name].append(R.to(column[0].dtype))
-    return merged
-
-
-def _merged_sketches(parts: Parts, is_curve: bool) -> Sketches | None:
-    """Sketches add up, and stand for ``Σ a_i Δ(shift_i)``: for SVD, where a ReLU clips, not for Δ of the added shifts.
-
-    None where a part has none, or where its terms are curves and the sum is not.
-    """
-    known = [(a, layer.sketches) for a, layer in parts if layer.sketches is not None]
-    if len(known) != len(parts):
-        return None
-    zero = torch.zeros_like(known[0][1].spectral)
-    spectral, base = sum((a * sketches.spectral for a, sketches in known), zero), known[0][1].base
-    terms: list[tuple[float, Tensor]] = []
-    for a, layer in parts:
-        if layer.decomposition != "svd" or layer.shift is None or a == 0.0:
-            continue
-        of_layer = layer.sketches.terms if layer.sketches is not None else ()
-        if of_layer and not is_curve and layer.knots is not None:
-            return None
-        own = layer.knots if is_curve and layer.knots is not None else layer.shift
-        terms += [(a * b, shift) for b, shift in of_layer or [(1.0, own)]]
-    if [a for a, _ in terms] == [1.0]:
-        terms = []
-    if len(terms) > MOST_TERMS or any(abs(a) > MOST_STRENGTH for a, _ in terms):
-        return None
-    return Sketches(spectral, base, tuple(terms))
+def _parts(
+    subject: SodaAdapter, style: SodaAdapter, a: Mapping[str, float], b: Mapping[str, float]
+) -> dict[str, AdaptedLayer]:
+    """The subject's rotations with the style's shifts."""
+    singles = [{name: _single(name, layer) for name, layer in of.layers.items()} for of in (subject, style)]
+    rotations = {name: layer for name, layer in singles[0].items() if layer.factors}
+    spectra = {name: layer for name, layer in singles[1].items() if layer.shift is not None}
+    for what, of, missing in (("rotation", subject, not rotations), ("shift", style, not spectra)):
+        if missing:
+            raise MergeError(f"method 'parts' takes the {what} of {of.label}, which has none; use another method")
+    if turned := [name for name, layer in singles[1].items() if layer.factors]:
+        raise MergeError(
+            f"method 'parts' takes the style's shift alone, but {style.label} was trained with a rotation as well "
+            f"(layer {turned[0]!r}), and is gone without it; train it with 'shift only', or use method 'geodesic'"
+        )
+    parts: dict[str, list[tuple[float, SodaLayer]]] = {
+        name: [(a[name], _without_shift(layer))] for name, layer in rotations.items()
+    }
+    for name, layer in spectra.items():
+        parts.setdefault(name, []).append((b[name], layer))
+    return geodesic(parts, linear_spectrum=True)
 
 
-def _merged_knots(shifted: Parts) -> Tensor | None:
-    """A sum of curves is a curve through the sums of their knots' heights, if all run over the same singular values.
-
-    None where they are not known to: another number of knots, another base, or no sketches to tell it by.
-    """
-    curves = [(a, layer.knots) for a, layer in shifted if layer.knots is not None]
-    if not curves or len(curves) != len(shifted) or len({knots.shape for _, knots in curves}) > 1:
-        return None
-    if len(curves) > 1 and not _one_base([layer for _, layer in shifted]):
-        return None
-    return sum((a * knots for a, knots in curves), torch.zeros_like(curves[0][1]))
+def _without_shift(layer: SodaLayer) -> SodaLayer:
+    sketches = layer.sketches
+    if sketches is not None:
+        sketches = replace(sketches, spectral=torch.zeros_like(sketches.spectral), terms=())
+    return replace(layer, shift=None, knots=None, sketches=sketches)
 
 
-def _one_base(layers: Sequence[SodaLayer]) -> bool:
-    """Whether layers are known to have been trained on the same weight."""
-    bases = [layer.sketches.base for layer in layers if layer.sketches is not None]
-    return len(bases) == len(layers) and all(relative_error(base, bases[0]) < _SAME_BASE for base in bases)
-
-
-def _metadata(parts: list[tuple[SodaAdapter, float, str]], method: str) -> dict[str, Any]:
-    (subject, a, subject_blocks), (style, b, style_blocks) = parts
-    blocks = {"subject_blocks": subject_blocks, "style_blocks": style_blocks}
-    triggers = [t for t in (subject.trigger_phrase, style.trigger_phrase) if t]
+def _metadata(
+    subject: tuple[SodaAdapter, float], style: tuple[SodaAdapter, float], settings: dict[str, Any]
+) -> dict[str, Any]:
+    parents = [("subject", *subject), ("style", *style)]
+    triggers = [parent.trigger_phrase for _, parent, _ in parents if parent.trigger_phrase]
     return {
-        "title": f"{subject.title} + {style.title}",
+        "title": f"{subject[0].title} + {style[0].title}",
         "trigger_phrase": ", ".join(dict.fromkeys(triggers)),
-        "base_model": subject.metadata.get("base_model") or style.metadata.get("base_model"),
-        "settings": {"merge_method": method, "subject_strength": a, "style_strength": b}
-        | {key: text for key, text in blocks.items() if text.strip()},
-        "versions": subject.metadata.get("versions"),
+        "base_model": subject[0].metadata.get("base_model") or style[0].metadata.get("base_model"),
+        "settings": settings,
+        "versions": subject[0].metadata.get("versions"),
         "parents": [
             {"role": role, "title": parent.title, "hash": parent.identity(), "strength": strength}
-            for role, parent, strength in (("subject", subject, a), ("style", style, b))
+            for role, parent, strength in parents
         ],
     }
-
-
-# ------------------------------------------------------------------------------------------------------- interference
-
-
-@dataclass(frozen=True)
-class Interference:
-    """How much two adapters get in each other's way in one layer."""
-
-    cosine: float | None  #: between the two deltas: 0 independent, 1 the same change, -1 opposite; None without a base
-    sizes: tuple[float, float] | None  #: norms of the two deltas; None without a base
-    rotation_distance: float | None  #: RMS geodesic distance of the rotations, degrees; None without two like rotations
-    shift_cosine: float | None  #: between the two shifts, which share one basis; None without two like shifts
-
-
-def interference(
-    subject: SodaAdapter, style: SodaAdapter, weights: WeightLookup | None = None
-) -> dict[str, Interference]:
-    """Interference of every layer both adapters have.
-
-    Args:
-        weights: pristine weights, for the exact cosine of the deltas; without it only what the adapters alone tell.
-    """
-    return {
-        name: _interference(subject.layers[name], style.layers[name], weights(name) if weights else None)
-        for name in subject.layers
-        if name in style.layers
-    }
-
-
-def _interference(a: AdaptedLayer, b: AdaptedLayer, base: BaseWeight | None) -> Interference:
-    cosine = sizes = None
-    if base is not None:
-        deltas = a.delta(base), b.delta(base)
-        cosine, sizes = _cosine(*deltas), (float(deltas[0].norm()), float(deltas[1].norm()))
-    distance = shift_cosine = None
-    if (one := a.single) is not None and (other := b.single) is not None:
-        if one.factors and [R.shape for R in one.factors] == [R.shape for R in other.factors]:
-            distance = rotation_distance(one, other)
-        if one.shift is not None and other.shift is not None and _alike(one, other):
-            shift_cosine = _cosine(one.shift, other.shift)
-    return Interference(cosine, sizes, distance, shift_cosine)
-
-
-def _alike(a: SodaLayer, b: SodaLayer) -> bool:
-    """Whether two shifts are over one basis."""
-    return a.decomposition == b.decomposition and a.rank == b.rank
-
-
-def _cosine(x: Tensor, y: Tensor) -> float:
-    """0 where either vanishes: nothing to interfere with."""
-    x, y = x.flatten(), y.flatten()
-    scale = float(x.norm()) * float(y.norm())
-    return float(torch.dot(x, y)) / scale if scale else 0.0
-
-
-def rotation_distance(a: SodaLayer, b: SodaLayer) -> float:
-    """RMS angle of ``K_aᵀ K_b`` in degrees: ``‖log K_aᵀK_b‖_F / sqrt(in)``.
-
-    ``log`` of a Kronecker product is a sum of terms that act on one axis each and are orthogonal (skew matrices have
-    no trace), so ``‖log K‖² = Σ_i (in / k_i) ‖log R_i‖²`` and K is never formed.
-    """
-    pairs = zip(a.factors, b.factors, strict=True)
-    mean_squares = [float(rotation_angles(Ra.double().mT @ Rb.double()).square().mean()) for Ra, Rb in pairs]
-    return math.degrees(math.sqrt(sum(mean_squares)))

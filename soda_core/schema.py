@@ -15,10 +15,11 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, get_args
 
-from .base_check import SKETCH_SHAPE
+from .compound import Rule
 from .errors import FileFormatError
 from .kronecker import LARGEST_FACTOR, MOST_FACTORS
-from .layer import MOST_STRENGTH, MOST_TERMS, AdaptedLayer, SodaLayer
+from .layer import MOST_STRENGTH, MOST_TERMS
+from .layer_spec import LayerSpec, TermSpec
 from .spectral import Decomposition
 from .text import half_character
 
@@ -35,83 +36,6 @@ DEPTH, VALUES = 16, 10_000
 DOCUMENT, GRAPH, HEADER = 16 * 2**20, 16 * 2**20, 64 * 2**20
 
 _INTEGERS = 2**64  #: whole numbers stay below
-
-
-@dataclass(frozen=True)
-class TermSpec:
-    """What the JSON says of one SODA layer.
-
-    Args:
-        factors: sizes of the rotations.
-        shift, knots: numbers of values; None without.
-        shape: of the weight it was trained on, where known.
-        probe: whether the base check's sketches are there.
-        sketched: strengths of the shifts that the first of them is of; empty where that is the layer's own.
-    """
-
-    decomposition: Decomposition
-    factors: tuple[int, ...]
-    shift: int | None
-    shape: tuple[int, ...] | None
-    probe: bool
-    knots: int | None = None
-    sketched: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, layer: SodaLayer) -> TermSpec:
-        return cls(
-            layer.decomposition,
-            tuple(R.shape[-1] for R in layer.factors),
-            None if layer.shift is None else layer.shift.numel(),
-            layer.shape,
-            layer.sketches is not None,
-            None if layer.knots is None else layer.knots.numel(),
-            tuple(a for a, _ in layer.sketches.terms) if layer.sketches is not None else (),
-        )
-
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the layer's tensors by the last part of their keys."""
-        shapes: dict[str, tuple[int, ...]] = {f"factor_{i}": (k, k) for i, k in enumerate(self.factors)}
-        vectors = {"shift": self.shift, "knots": self.knots}
-        shapes |= {part: (size,) for part, size in vectors.items() if size is not None}
-        if self.probe:
-            shapes["probe"] = (2, *SKETCH_SHAPE)
-        if self.sketched:
-            shapes["sketched"] = (len(self.sketched), self.knots or self.shift or 0)
-        return shapes
-
-    def as_json(self) -> dict[str, Any]:
-        described: dict[str, Any] = {
-            "decomposition": self.decomposition,
-            "factors": list(self.factors),
-            "shift": self.shift,
-            "shape": None if self.shape is None else list(self.shape),
-            "probe": self.probe,
-        }
-        # absent where there are none: files without them are what they were before there were any
-        later = {"knots": self.knots, "sketched": list(self.sketched)}
-        return described | {key: value for key, value in later.items() if value}
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """What the JSON says of one layer: one term at strength 1, or a sum."""
-
-    terms: tuple[tuple[float, TermSpec], ...]
-    is_sum: bool
-
-    @classmethod
-    def of(cls, layer: AdaptedLayer) -> LayerSpec:
-        return cls(tuple((strength, TermSpec.of(term)) for strength, term in layer.terms), layer.single is None)
-
-    def prefixes(self, name: str) -> list[str]:
-        """What the tensors' keys of each term start with."""
-        return [f"{name}.soda_term_{i}_" if self.is_sum else f"{name}.soda_" for i in range(len(self.terms))]
-
-    def as_json(self) -> dict[str, Any]:
-        if self.is_sum:
-            return {"terms": [{"strength": strength, **term.as_json()} for strength, term in self.terms]}
-        return self.terms[0][1].as_json()
 
 
 @dataclass(frozen=True)
@@ -190,6 +114,10 @@ def _decoded(text: str) -> Any:
 
 def _unexpected(where: str, expected: str, found: Any) -> FileFormatError:
     return FileFormatError(f"{where} must be {expected}, found {_shown(found)}")
+
+
+def _unknown(where: str, keys: set[str]) -> FileFormatError:
+    return FileFormatError(f"{where} has {_shown(min(keys))}, which this pack does not know; update the pack")
 
 
 def _shown(value: Any) -> str:
@@ -273,10 +201,15 @@ def _layers(value: Any) -> dict[str, LayerSpec]:
 def _layer(value: Any, where: str) -> LayerSpec:
     entry = _record(value, where)
     if "terms" not in entry:
-        return LayerSpec(((1.0, _term(entry, where)),), is_sum=False)
-    terms = _list(entry["terms"], f"{where}.terms", MOST_TERMS)
+        return LayerSpec(((1.0, _term(entry, where)),), rule=None)
+    if unknown := entry.keys() - {"terms", "rule"}:
+        raise _unknown(where, unknown)
+    rule = entry.get("rule", "sum")
+    if rule not in get_args(Rule):
+        raise _unexpected(f"{where}.rule", f"one of {list(get_args(Rule))}", rule)
+    terms = _list(entry["terms"], f"{where}.terms", 2 if rule == "projection" else MOST_TERMS)
     if not terms:
-        raise FileFormatError(f"{where}.terms is a sum of no terms")
+        raise FileFormatError(f"{where}.terms is a {rule} of no terms")
     checked = []
     for i, term in enumerate(terms):
         place = f"{where}.terms[{i}]"
@@ -287,12 +220,12 @@ def _layer(value: Any, where: str) -> LayerSpec:
             raise FileFormatError(f"{where}.terms differ in {key}: {' and '.join(map(str, sorted(known)))}")
     if len(known := {math.prod(term.factors) for _, term in checked if term.factors}) > 1:
         raise FileFormatError(f"{where}.terms rotate {' and '.join(map(str, sorted(known)))} inputs")
-    return LayerSpec(tuple(checked), is_sum=True)
+    return LayerSpec(tuple(checked), rule)
 
 
 def _term(entry: Mapping[str, Any], where: str) -> TermSpec:
     if unknown := entry.keys() - {"strength", *(field.name for field in fields(TermSpec))}:
-        raise FileFormatError(f"{where} has {_shown(min(unknown))}, which this pack does not know; update the pack")
+        raise _unknown(where, unknown)
     decomposition = _entry(entry, "decomposition", where)
     if decomposition not in get_args(Decomposition):
         raise _unexpected(f"{where}.decomposition", f"one of {list(get_args(Decomposition))}", decomposition)

@@ -20,7 +20,9 @@ from soda_core.host.training import TrainingData
 from soda_core.host.training.dataset import Examples
 from soda_core.host.training.objective import Objective
 from soda_core.host.training.session import TrainingSession
+from soda_core.host.training.validation import Validation
 from soda_core.training.loop import OnStep, Progress, Trainable, train
+from soda_core.training.measures import Measures
 from soda_core.training.memory import needs
 from soda_core.training.settings import TrainSettings
 from soda_core.training.trainable import TrainableAdapter
@@ -96,6 +98,10 @@ class MethodTraining:
         """Bytes that it takes above the loaded model, by what they are for."""
         largest = self.objective.largest()
         return needs(self.layers.trainable, lambda: self.objective.losses(*largest))
+
+    def watching(self) -> tuple[Measures, Validation]:
+        """What a live view of our own methods looks with."""
+        return Measures(self.layers.trainable, self.session.weights), Validation(self.objective)
 
     def train(self, on_step: OnStep = lambda progress: None) -> Progress:
         progress = Progress()

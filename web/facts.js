@@ -7,8 +7,8 @@ import { showText } from "./lib/text_on_node.js";
 
 async function refresh(node, name) {
   node.sodaFile = name; // the answer to an older choice may come later than that to a newer one
+  if (!name) return showText(node, ""); // none is chosen yet
   let text = "";
-  if (!name) return showText(node, text); // none is chosen yet
   try {
     const answer = await api.fetchApi(`/view_metadata/soda?filename=${encodeURIComponent(name)}`);
     // (nothing for a header above 1 MiB, which the host does not read)
@@ -22,7 +22,7 @@ async function refresh(node, name) {
 function followed(node) {
   if (node.comfyClass !== "SODALoadAdapter") return;
   const name = node.widgets?.find((each) => each.name === "adapter_name")?.value;
-  if (name && name !== node.sodaFile) refresh(node, name);
+  if (name !== node.sodaFile) refresh(node, name);
 }
 
 app.registerExtension({
@@ -42,8 +42,8 @@ app.registerExtension({
     const configured = node.onConfigure; // a saved graph sets values without a word to the widget
     node.onConfigure = function (...args) {
       configured?.apply(this, args);
-      if (widget.value) refresh(node, widget.value);
+      refresh(node, widget.value);
     };
-    if (widget.value) queueMicrotask(() => node.sodaFile ?? refresh(node, widget.value));
+    queueMicrotask(() => node.sodaFile ?? refresh(node, widget.value));
   },
 });

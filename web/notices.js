@@ -5,10 +5,12 @@ import { api } from "../../scripts/api.js";
 import { nodeByExecutionId } from "./lib/graph.js";
 
 const WIDGET = "soda_notice";
-// kind -> in Chinese, with the number; English comes from the server
+// kind -> in Chinese, from numbers and names; English comes from the server
 const CHINESE = {
-  "same captions": (n) => `${n} 条标注完全相同：旁边没有文本文件的图片，标注是空的，对学会你的词毫无帮助`,
-  "base captions": (n) => `底模正面条件里有 ${n} 条标注与正面条件相同：请在底模正面条件里去掉占位词，dco 才分得出什么是新的`,
+  "some captions": ({ count, total, first }) =>
+    `${total} 张图片中有 ${count} 张没有标注（第一张：${first}）：它们按空标注训练，对学会你的词毫无帮助；请给每张图片配一个同名的文本文件`,
+  "same captions": ({ count }) => `${count} 条标注完全相同：旁边没有文本文件的图片，标注是空的，对学会你的词毫无帮助`,
+  "base captions": ({ count }) => `底模正面条件里有 ${count} 条标注与正面条件相同：请在底模正面条件里去掉占位词，dco 才分得出什么是新的`,
   "empty caption": () => "标注是空的，对学会你的词毫无帮助",
   "rotation rate": () => "旋转学习率为 0：旋转保持不变",
   "shift rate": () => "偏移学习率为 0：偏移保持不变",
@@ -28,9 +30,9 @@ app.registerExtension({
   },
 });
 
-function translated({ kind, text, count }) {
+function translated(notice) {
   const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  return (locale.startsWith("zh") && CHINESE[kind]?.(count)) || text;
+  return (locale.startsWith("zh") && CHINESE[notice.kind]?.(notice)) || notice.text;
 }
 
 function say(node, text) {

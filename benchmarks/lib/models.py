@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from soda_core.base_check import SKETCH_SHAPE, Sketches
 from soda_core.base_weight import BaseWeight
 from soda_core.kronecker import FACTORS, factor_sizes
 from soda_core.layer import SodaLayer
+from soda_core.training.loop import Progress
 from soda_core.training.settings import TrainSettings
 from testbed.checkpoints import PRESETS, build, write
 from testbed.host import import_host
@@ -86,14 +88,15 @@ class OneRun:
     need.
 
     Args:
+        watched: whether the node's live view is made of it, as JSON that nobody reads.
         on_step: called when it is ready for the first step, and then after every step.
     """
 
     def __init__(
         self, patcher: Any, preset: str, side: int, method: Method, steps: int = 10_000, checkpointing: bool = False,
-        on_step: OnStep = lambda: None,
+        watched: bool = False, on_step: OnStep = lambda: None,
     ) -> None:  # fmt: skip
-        self.patcher, self.method, self.checkpointing = patcher, method, checkpointing
+        self.patcher, self.method, self.checkpointing, self.watched = patcher, method, checkpointing, watched
         self.settings = TrainSettings(**{"steps": steps, "loss": "mse", **(method.settings or {})})
         self.on_step, self.latents, self.conditioning = on_step, latents(side), conditioning(preset)
         self.needs: dict[str, int] = {}
@@ -101,23 +104,32 @@ class OneRun:
 
     def go(self) -> None:
         from soda_core.host.training import TrainingData
+        from soda_core.host.training.live import Live
         from soda_core.host.training.session import TrainingSession
         from testbed.training import MethodTraining
+
+        live = Live(json.dumps if self.watched else None)
+
+        def after_step(progress: Progress) -> None:
+            live.step(progress)
+            self.on_step()
 
         data = TrainingData([self.latents], [self.conditioning])
         with TrainingSession.open(self.patcher, self.settings, "fp32", self.checkpointing) as session:
             training = MethodTraining(session, data, self.method)
             if self.method.peft is None:
                 self.needs = training.needs()
+            if self.watched:
+                live.begin(self.settings, Progress(), *training.watching())
             self.on_step()
             started = time.perf_counter()
-            training.train(lambda _: self.on_step())
+            training.train(after_step)
             self.seconds = time.perf_counter() - started
 
 
-def our_run(patcher: Any, preset: str, side: int, method: Method) -> Callable[[OnStep], None]:
+def our_run(patcher: Any, preset: str, side: int, method: Method, watched: bool = False) -> Callable[[OnStep], None]:
     """:class:`OneRun` for :class:`.round_robin.RoundRobin`."""
-    return lambda on_step: OneRun(patcher, preset, side, method, on_step=on_step).go()
+    return lambda on_step: OneRun(patcher, preset, side, method, watched=watched, on_step=on_step).go()
 
 
 def core_run(patcher: Any, preset: str, side: int, **options: Any) -> Callable[[OnStep], None]:

@@ -23,8 +23,8 @@ from ..base_weight import BaseWeight
 from ..blocks import block_strengths
 from ..delta_cache import DeltaCache
 from ..errors import BaseMismatchError, SodaError
+from ..interference import WeightLookup
 from ..layer import AdaptedLayer, StrengthMode, check_strength
-from ..merge import WeightLookup
 from ..report.base_check import refusal, summary, unchecked
 from . import base
 from .progress import ProgressBar

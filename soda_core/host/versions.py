@@ -41,6 +41,13 @@ def is_out_of_memory(error: Exception) -> bool:
     return bool(isinstance(error, mm.OOM_EXCEPTION) if told is None else told(error))
 
 
+def is_cancel(error: BaseException) -> bool:
+    """Whether somebody stopped it: up to 0.18 the host's own cancel is an Exception like any other."""
+    import comfy.model_management as mm
+
+    return isinstance(error, mm.InterruptProcessingException) or not isinstance(error, Exception)
+
+
 def join_conds(conds: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     """Keyword arguments of ``apply_model`` on a device, from the COND objects of a batch.
 

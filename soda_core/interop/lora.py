@@ -22,10 +22,10 @@ from ..adapter import SodaAdapter
 from ..base_check import BaseCheck, BaseReport
 from ..base_weight import BaseWeight
 from ..errors import BaseMismatchError, SettingsError
+from ..low_rank import ranks_for_error, ranks_within, singular_values, truncated
 from ..report.base_check import refusal
 from .export_report import OUTLOOK, ExportReport, LayerExport
 from .lora_settings import LoraSettings
-from .low_rank import ranks_for_error, ranks_within, singular_values, truncated
 from .names import LayerKeys, layer_keys
 
 Progress = Callable[[int, int], object]
@@ -72,7 +72,7 @@ def export(
         BaseMismatchError: another base model, or an adapter that changes nothing.
 
     Every layer's change is formed once, in float32, and kept in 16 bits (a float32 file's in 32) until the ranks are
-    known: in memory as large as the adapted weights in half precision. Costs are those of :mod:`.low_rank`.
+    known: in memory as large as the adapted weights in half precision. Costs are those of :mod:`..low_rank`.
     """
     settings = settings or LoraSettings()
     names = [name for name in adapter.layers if name in base]
@@ -152,7 +152,7 @@ class _Change:
 
 
 def _low_rank(deltas: Iterable[tuple[str, Tensor]], keys: Keys, settings: LoraSettings, progress: Progress) -> Made:
-    """A LoRA whose ranks are where they matter, see :func:`.low_rank.ranks_within`."""
+    """A LoRA whose ranks are where they matter, see :func:`..low_rank.ranks_within`."""
     changes: dict[str, _Change] = {}
     for done, (name, delta) in enumerate(deltas):
         progress(done, 2 * len(keys))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from ..adapter import SodaAdapter
 from ..blocks import block_strengths, groups, short_name
-from ..merge import Interference
+from ..compound import SodaProduct
+from ..interference import Interference
 
 #: Layers that are listed one by one.
 _LISTED = 8
@@ -67,13 +68,15 @@ def overlap(
     for name, ((subject, style), cosine) in measured.items():
         a, b, dot = of_subject[name], of_style[name], cosine * subject * style
         scaled = (a * subject) ** 2, (b * style) ** 2
-        for i, value in enumerate((subject**2, style**2, sum(scaled) + 2 * a * b * dot, *scaled)):
+        made = rows[name].merged
+        merged = sum(scaled) + 2 * a * b * dot if made is None else made**2
+        for i, value in enumerate((subject**2, style**2, merged, *scaled)):
             squares[i] += value
-    subject, style, merged, *scales = (math.sqrt(max(0.0, value)) for value in squares)
+    subject, style, whole, *scales = (math.sqrt(max(0.0, value)) for value in squares)
     parts = [(s / subject if subject else 0.0, t / style if style else 0.0) for (s, t), _ in measured.values()]
     shared = sum(min(s * s, t * t) for s, t in parts)
     dot = sum(cosine * s * t for (s, t), cosine in measured.values())
-    return Overlap(subject, style, dot, merged, shared, (scales[0], scales[1]))
+    return Overlap(subject, style, dot, whole, shared, (scales[0], scales[1]))
 
 
 def verdict(found: Overlap | None) -> str:
@@ -109,19 +112,20 @@ def interference_report(
 ) -> str:
     """The interference as Markdown: by blocks, then the layers that interfere most, then the verdict."""
     settings, parents = merged.metadata["settings"], [("subject", subject), ("style", style)]
+    strengths = [parent["strength"] for parent in merged.metadata["parents"]]
     of_subject, of_style = (
-        {
-            name: settings[f"{role}_strength"] * b
-            for name, b in block_strengths(settings.get(f"{role}_blocks", ""), adapter.layers).items()
-        }
-        for role, adapter in parents
+        {name: strength * b for name, b in block_strengths(settings.get(f"{role}_blocks", ""), adapter.layers).items()}
+        for (role, adapter), strength in zip(parents, strengths, strict=True)
     )
     lines = [f"**{settings['merge_method']} merge**", ""]
-    for role, adapter in parents:
+    for (role, adapter), strength in zip(parents, strengths, strict=True):
         blocks = settings.get(f"{role}_blocks")
-        lines.append(f"- {role}: {settings[f'{role}_strength']:g} x {adapter.label}{f' ({blocks})' if blocks else ''}")
+        lines.append(f"- {role}: {strength:g} x {adapter.label}{f' ({blocks})' if blocks else ''}")
+    if "balance" in settings:
+        lines.append(f"- balance {settings['balance']:g}, magnitude {settings['magnitude']}")
     of_one = [f"{len(adapter.layers) - len(rows)} only in the {role}" for role, adapter in parents]
     lines.append(f"- layers: {len(merged.layers)} in the result, {len(rows)} in both, {', '.join(of_one)}")
+    lines += [f"- careful: {note}" for note in notes(subject, merged)]
     hashes = [adapter.base_model.get("hash") for adapter in (subject, style)]
     if all(hashes) and hashes[0] != hashes[1]:
         lines.append(
@@ -141,6 +145,21 @@ def interference_report(
         f"**Verdict**: {verdict(overlap(rows, of_subject, of_style))}",
     ]
     return "\n".join(lines)
+
+
+def notes(subject: SodaAdapter, merged: SodaAdapter) -> list[str]:
+    """What a merge did that its method's name does not say."""
+    said, method = [], merged.metadata["settings"]["merge_method"]
+    products = sum(isinstance(layer, SodaProduct) for layer in merged.layers.values())
+    shifts = sum(layer.rank is not None for layer in subject.layers.values())
+    if method == "parts" and shifts:
+        said.append(f"the subject's shift ({shifts} of {len(subject.layers)} layers have one) is left out")
+    if method == "geodesic" and products:
+        said.append(
+            f"factor sizes or decompositions differ in {products} of {len(merged.layers)} layers; there one rotation "
+            "follows the other, and which is the subject's makes a small difference"
+        )
+    return said
 
 
 def _by_blocks(rows: Mapping[str, Interference]) -> list[tuple[str, list[Interference]]]:

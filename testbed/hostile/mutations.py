@@ -19,7 +19,7 @@ HOSTILE: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 17, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**40, 0.0, 0.5, -0.5, 1e300, 1e-300,
     math.nan, math.inf, -math.inf, "", "svd", "qr", "x", "24", "\x1b[2J\n", "\ud800", "é" * 40_000, "../../x", [], [[]],
     [1], [2, 3], [0], [None], ["a"], [2] * 20, [1] * 30, {}, {"a": 1}, {"terms": []}, {"hash": 1}, {"strength": 1},
-    [1e400], [{}], {"": {}},
+    "tsv", "product", [1e400], [{}], {"": {}},
 ]  # fmt: skip
 HOSTILE_NUMBERS = [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e-38, 0.0, 1.0, -1.0, 1.001, 100.0]
 
@@ -52,7 +52,9 @@ def mutated(draw: Draw, document: Any) -> None:
                 key
             )
         case _ if isinstance(place, dict):
-            new = draw(st.sampled_from(["terms", "knots", "strength", "digest", "parents", "title", "x", "workflow"]))
+            new = draw(
+                st.sampled_from(["terms", "rule", "knots", "strength", "digest", "parents", "title", "x", "workflow"])
+            )
             place[new] = hostile
         case _:
             place.append(hostile)

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
+
+from testbed.paths import ROOT
 
 from .conftest import opened, workflow
 from .ui import Ui
@@ -20,6 +23,19 @@ NOTE_STEPS = f"""() => {{
     new MutationObserver(note).observe(view, {{attributes: true}})
 }}"""
 runs = iter(range(1, 1000))
+#: The node of a blueprint; a checkpoint for it; and what is set of it, outside and inside, by the inner nodes' types
+TASK = "app.graph._nodes.find((node) => node.subgraph)"
+CHECKPOINT_TO_TASK = f"""() => {{
+    const loader = LiteGraph.createNode("CheckpointLoaderSimple")
+    loader.pos = [-350, 0]
+    app.graph.add(loader);
+    [0, 1, 2].forEach((slot) => loader.connect(slot, {TASK}, slot))
+}}"""
+SET_INSIDE = f"""(values) => {{
+    for (const [type, set] of Object.entries(values))
+        for (const node of [{TASK}, ...{TASK}.subgraph._nodes.filter((node) => node.type === type)])
+            for (const widget of node.widgets ?? []) if (widget.name in set) widget.value = set[widget.name]
+}}"""
 
 
 def start(ui: Ui, **values) -> dict:
@@ -141,6 +157,24 @@ def test_a_page_loaded_in_the_middle_of_a_run_shows_it(ui, server) -> None:
     ui.page.locator(".soda-finish").click()
     shown(ui, "done")
     ended(ui, server)
+
+
+def test_a_blueprints_node_shows_the_progress_of_the_training_in_it(ui, server) -> None:
+    """The host's own bar, which it puts on every subgraph around the node that runs."""
+    ui.load(json.loads((ROOT / "subgraphs" / "Train my subject.json").read_text("utf-8")))
+    ui.page.evaluate(CHECKPOINT_TO_TASK)
+    steps = 2000
+    small = {"ImageScale": SMALL, "SODATrain": {**TINY, "steps": steps, "preview_every": 0, "seed": next(runs)}}
+    ui.page.evaluate(SET_INSIDE, small)
+    ui.run()
+    while not (said := server.connection.json("/soda/trainings")) or said[-1]["steps"] != steps or said[-1]["step"] < 2:
+        assert server.busy
+        time.sleep(0.2)
+    ui.wait(f"{TASK}.progress > 0")
+    ui.shot("blueprint")
+    shown = ui.page.evaluate(f"{TASK}.progress") * steps
+    assert shown == pytest.approx(round(shown)), "of this bar"
+    assert 1 <= round(shown) <= server.connection.json("/soda/trainings")[-1]["step"] + 1
 
 
 def test_a_dropped_file_brings_its_graph_back(ui, server) -> None:

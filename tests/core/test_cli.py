@@ -89,6 +89,12 @@ def test_merge_is_the_function_with_its_defaults(folder, capsys) -> None:
     assert found.metadata["settings"] == {
         "merge_method": "geodesic", "subject_strength": 0.7, "style_strength": 1.0, "style_blocks": "all 0.5",
     }  # fmt: skip
+    soda(capsys, "merge", "fox.safetensors", "ink.safetensors", "-o", "n.safetensors", "--method", "normalised",
+         "--balance", "0.6", "--magnitude", "orthofuse")  # fmt: skip
+    expected = merge(*parents, method="normalised", balance=0.6, magnitude="orthofuse")
+    found = SodaAdapter.load("n.safetensors")
+    assert found.identity() == expected.identity() and found.metadata["settings"] == expected.metadata["settings"]
+    assert found.layers[next(iter(found.layers))].rule == "normalised"
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from soda_core import SodaAdapter, SodaError, fileformat, merge
 from soda_core.errors import FileFormatError
+from soda_core.interference import interference
 from soda_core.layer import AdaptedLayer
-from soda_core.merge import interference
 from soda_core.report.inspection import metadata_text, overview, picture, rows_of
 from soda_core.report.merge import interference_report
 from testbed.hostile import DOCUMENTS, MONSTERS, ODDITIES, Adapter
@@ -47,7 +47,7 @@ def exercise(path: Path, other: SodaAdapter, guard: Callable[[Callable[[], Any]]
     text = guard(lambda: metadata_text(adapter))
     assert text is None or json.loads(text)["layers"] == len(adapter.layers)
     guard(lambda: overview(adapter, rows_of(adapter)))
-    for method in ("delta", "geodesic"):
+    for method in ("delta", "geodesic", "parts"):
         merged = guard(lambda method=method: merge(adapter, other, 0.5, 0.25, method))
         if merged is not None:
             guard(lambda merged=merged: interference_report(adapter, other, interference(adapter, other), merged))
@@ -120,6 +120,9 @@ KEYS = {
     "a base model's name in a list": "metadata.base_model.name must be a text, found a list of 0",
     "a title with half a character": "metadata.*half a character",
     "a tensor of halves": "net.block.0.to_k.soda_shift.*F16.*expected.*F32",
+    "a rule that nobody knows": r"layers\['x'\].rule must be one of \['sum', 'normalised'.*found 'average'",
+    "a projection of three": r"layers\['x'\].terms has 3 entries, at most 2",
+    "a sum with more": r"layers\['x'\] has 'bias', which this pack does not know",
     "a layer with more": r"layers\['net.block.0.to_q'\] has 'bias', which this pack does not know",
     "metadata 20 levels deep": "nested more than 16 levels",
     "a text of 65 KiB": "metadata.*66,000 bytes, at most 65,536",

@@ -12,10 +12,9 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 
-from soda_core import SodaAdapter, merge
+from soda_core import SodaAdapter, low_rank, merge
 from soda_core.base_weight import BaseWeight
 from soda_core.errors import BaseMismatchError, SettingsError, SodaError
-from soda_core.interop import low_rank
 from soda_core.interop.lora import export
 from soda_core.interop.lora_settings import LoraSettings
 from soda_core.interop.names import family, layer_keys

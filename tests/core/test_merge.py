@@ -9,14 +9,17 @@ import torch
 from soda_core import SodaAdapter, SodaLayer, merge
 from soda_core.base_weight import BaseWeight
 from soda_core.errors import MergeError, SettingsError
+from soda_core.interference import interference, rotation_distance
 from soda_core.linalg import orthogonality_residual
-from soda_core.merge import interference, rotation_distance
 from soda_core.report.merge import interference_report
 from soda_core.spectral import decompose
 
 from .conftest import random_layer, random_rotation
 
-METHODS = ["delta", "geodesic"]
+#: Those that take any two adapters; of these the ones that do not tell subject from style, and that share one strength.
+METHODS = ["delta", "geodesic", "normalised", "projection", "tsv"]
+SYMMETRIC = ["delta", "geodesic", "normalised", "tsv"]
+ADDITIVE = ["delta", "geodesic"]
 
 
 def adapters(decomposition="svd", style_sizes=(5, 6)) -> tuple[torch.Tensor, SodaAdapter, SodaAdapter]:
@@ -33,7 +36,7 @@ def test_delta_adds_both_changes_to_the_base(decomposition) -> None:
     torch.testing.assert_close(merge(a, b, 0.8, 0.6).adapt("x", W), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SYMMETRIC)
 def test_order_does_not_matter(method) -> None:
     W, a, b = adapters()
     torch.testing.assert_close(merge(a, b, 0.8, 0.6, method).adapt("x", W), merge(b, a, 0.6, 0.8, method).adapt("x", W))
@@ -46,7 +49,7 @@ def test_a_zero_strength_leaves_the_other(method) -> None:
     torch.testing.assert_close(merge(a, b, 0.0, 0.0, method).adapt("x", W), W)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ADDITIVE)
 def test_two_halves_make_one(method) -> None:
     W, a, _ = adapters()
     torch.testing.assert_close(merge(a, a, 0.5, 0.5, method).adapt("x", W), a.adapt("x", W), atol=1e-6, rtol=1e-5)
@@ -112,18 +115,60 @@ def test_nothing_is_said_of_a_base_where_the_sketch_is_of_nothing_known() -> Non
     assert merge(a, c, 0.7, 1.0, "geodesic").layers["x"].check_base(W).spectral_error < 1e-4
 
 
-def test_geodesic_refuses_what_has_no_common_geodesic_and_offers_delta() -> None:
-    W, a, b = adapters(style_sizes=(2, 15))
-    with pytest.raises(MergeError, match=r"\(2, 15\).*\(5, 6\).*delta"):
-        merge(a, b, method="geodesic")
-    assert torch.isfinite(merge(a, b).adapt("x", W)).all()
-    with pytest.raises(MergeError, match="already a delta merge"):
-        merge(merge(a, a), a, method="geodesic")
-    _, qr, _ = adapters("qr")
-    with pytest.raises(MergeError, match="SVD.*QR"):
-        merge(a, qr, method="geodesic")
-    with pytest.raises(SettingsError, match="delta"):
-        merge(a, b, method="average")
+MERGED_AGAIN = [  # method of a merge, and of the next; what the message says
+    ("delta", "geodesic", "already a delta merge.*use method 'delta'"),
+    ("delta", "projection", "already a delta merge"),
+    ("normalised", "delta", "already a normalised merge.*by method 'normalised'"),
+    ("tsv", "normalised", "already a tsv merge.*by method 'tsv'"),
+    ("projection", "projection", "already a projection merge.*one after the other"),
+    ("tsv", "parts", "already a tsv merge"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "said"), MERGED_AGAIN)
+def test_a_merge_that_cannot_be_merged_further_says_what_can_be_done(first, second, said) -> None:
+    _, a, b = adapters()
+    with pytest.raises(MergeError, match=said):
+        merge(merge(a, b, method=first), a, method=second)
+
+
+def test_a_product_is_merged_no_further_but_passes_through_where_it_meets_nothing() -> None:
+    _, a, b = adapters(style_sizes=(2, 15))
+    product = merge(a, b, method="geodesic")
+    other = SodaAdapter({"y": a.layers["x"]})
+    assert merge(product, other).layers["x"] is product.layers["x"]
+    for parents, strength in (((product, other), 0.5), ((product, a), 1.0)):
+        with pytest.raises(MergeError, match="already a geodesic or parts merge.*one after the other"):
+            merge(*parents, strength)
+
+
+WRONG = {
+    "a method": ({"method": "average"}, "unknown merge method 'average'.*delta"),
+    "a magnitude": ({"magnitude": "loud"}, "unknown magnitude 'loud'.*orthofuse"),
+    "a magnitude of another method": ({"magnitude": "mean norm"}, "belongs to method 'geodesic', not to 'delta'"),
+    "a balance": ({"balance": 1.5}, "balance must be a number from 0.*1.5"),
+    "no number": ({"balance": float("nan")}, "balance must be a number from 0.*nan"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_settings_are_answered_with_right_ones(case) -> None:
+    _, a, b = adapters()
+    options, said = WRONG[case]
+    with pytest.raises(SettingsError, match=said):
+        merge(a, b, **options)
+
+
+def test_parts_need_a_rotation_and_a_spectrum_that_stands_alone() -> None:
+    _, a, b = adapters()
+    rotation, shift = (SodaAdapter({"x": random_layer(**made)[1]}) for made in ({"shift": None}, {"sizes": ()}))
+    for subject, style, said in (
+        (a, b, "ink was trained with a rotation as well.*'x'.*shift only"),
+        (shift, shift, "takes the rotation of"),
+        (rotation, rotation, "takes the shift of"),
+    ):
+        with pytest.raises(MergeError, match=said):
+            merge(subject, style, method="parts")
 
 
 def test_merging_a_merge_flattens() -> None:
@@ -142,7 +187,7 @@ def test_layers_of_one_parent_pass_through_at_its_strength(method) -> None:
     assert set(merged.layers) == {"x", "only"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*ADDITIVE, "parts"])
 def test_ablations_merge(method) -> None:
     """A rotation-only subject with a shift-only style."""
     W, subject = random_layer(shift=None)

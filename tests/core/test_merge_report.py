@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from soda_core import SodaAdapter, SodaLayer, merge
 from soda_core.base_weight import BaseWeight
-from soda_core.merge import Interference, interference
+from soda_core.interference import Interference, interference
 from soda_core.report.inspection import overview, rows_of
-from soda_core.report.merge import interference_report, overlap, verdict
+from soda_core.report.merge import interference_report, notes, overlap, verdict
 
 from .conftest import random_layer
 
@@ -52,8 +53,6 @@ def test_two_changes_are_measured_as_one_vector_each() -> None:
     ],
 )
 def test_the_verdict_follows_from_the_measurement(rows, strengths, said) -> None:
-    import re
-
     assert re.search(said, verdict(found(rows, *strengths))), verdict(found(rows, *strengths))
 
 
@@ -87,6 +86,29 @@ def test_the_report_is_a_narrow_table_and_ends_in_the_verdict() -> None:
         .splitlines()[-1]
         .startswith("**Verdict**: connect the base model")
     )
+
+
+def test_the_report_measures_what_the_method_made_of_the_two() -> None:
+    W, a, b = parents()
+    for method, said in (("delta", "Try 0.* for the subject"), ("normalised", "1.00 times.*Keep them")):
+        merged = merge(a, b, method=method)
+        rows = interference(a, b, lambda name: BaseWeight(W), merged)
+        assert all((row.merged is None) == (method == "delta") for row in rows.values())
+        assert re.search(said, interference_report(a, b, rows, merged).splitlines()[-1])
+
+
+def test_the_report_says_what_the_method_s_name_does_not() -> None:
+    _, a, b = parents()
+    other = SodaAdapter({UP: random_layer(sizes=(2, 15), seed=5)[1], DOWN: b.layers[DOWN]}, {"title": "c"})
+    style = SodaAdapter({UP: random_layer(sizes=(), seed=5)[1]}, {"title": "d"})
+    merged = merge(a, other, method="geodesic", balance=0.6, magnitude="orthofuse")
+    lines = interference_report(a, other, interference(a, other), merged).splitlines()
+    assert "- subject: 0.784 x a" in lines and "- style: 1.176 x c" in lines
+    assert "- balance 0.6, magnitude orthofuse" in lines
+    assert any(line.startswith("- careful: factor sizes or decompositions differ in 1 of 2 layers") for line in lines)
+    (note,) = notes(a, merge(a, style, method="parts"))
+    assert "(2 of 2 layers have one) is left out" in note
+    assert not notes(a, merge(a, b, method="geodesic"))
 
 
 def test_the_summary_says_what_an_adapter_is_and_where_it_acts() -> None:

@@ -12,8 +12,8 @@ import torch
 from soda_core import SodaAdapter, SodaLayer, SodaSum, merge
 from soda_core.base_check import BaseCheck, BaseReport
 from soda_core.errors import BaseMismatchError, MergeError, SettingsError
+from soda_core.interference import interference
 from soda_core.kronecker import GROUPED, grouping
-from soda_core.merge import interference
 from soda_core.report.base_check import refusal, summary, table
 from soda_core.training.setting import check_settings, settings_of
 from soda_core.training.settings import TrainSettings

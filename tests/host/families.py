@@ -19,15 +19,20 @@ class Family:
     pooled: int = 0
     latent: tuple[int, ...] = (8, 8)
 
+    def __str__(self) -> str:
+        return f"{self.preset} {'x'.join(map(str, self.latent))}"
+
 
 FAMILIES = [
     Family("sd15-min", "SD 1.5", "eps", (77, 768)),
     Family("sdxl-koala-min", "KOALA_700M", "eps", (77, 2048), 1280),
     Family("sdxl-koala-min-v", "KOALA_700M", "v_prediction", (77, 2048), 1280),
+    Family("sd3-d2", "SD3", "flow", (77, 4096), 2048),
     Family("sd35-d2-dual", "SD3", "flow", (77, 4096), 2048),
     Family("flux-d1", "Flux", "flux", (20, 4096), 768),
     Family("flux2-d1", "Flux2", "flux", (20, 64)),
     Family("wan-d2", "WAN21_T2V", "flow", (20, 4096), latent=(3, 8, 8)),
+    Family("wan-d2", "WAN21_T2V", "flow", (20, 4096)),  # pictures: videos of one frame
 ]
 SETTINGS = {"steps": 2, "rotation_lr": 0.02, "shift_lr": 0.02, "seed": 5, "loss": "mse"}
 

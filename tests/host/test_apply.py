@@ -166,9 +166,12 @@ def test_two_graphs_share_one_model(host, family) -> None:
 
 
 def test_model_merge_and_checkpoint_save_carry_the_change(host, tmp_path) -> None:
+    carried_by_model_merge_and_checkpoint(host, make_family(host, "sd15-min"), tmp_path)
+
+
+def carried_by_model_merge_and_checkpoint(host, family, tmp_path) -> None:
     import comfy.sd
 
-    family = make_family(host, "sd15-min")
     apply = host.core("host.apply").apply_adapter
     with torch.inference_mode():
         patched, _ = apply(family.model, None, family.adapter)

@@ -147,6 +147,20 @@ def test_model_files_by_themselves_and_pictures_of_their_own_size(host, checkpoi
     assert SodaAdapter.load(json.loads(text)["file"]).metadata["resolution"] == "96x96"
 
 
+def test_a_picture_without_a_text_file_takes_the_one_caption_and_that_is_said(
+    host, checkpoint, pictures, capsys, tmp_path
+) -> None:
+    shutil.copytree(pictures, tmp_path, dirs_exist_ok=True)
+    missing = sorted(tmp_path.glob("*.txt"))[1]
+    missing.unlink()
+    given = ("--host", os.environ["COMFYUI_PATH"], "--checkpoint", checkpoint, "--pictures", tmp_path, *QUICK)
+    code, _, errors = soda(capsys, "train", *given, "--steps", 1, "--loss", "mse", "--out", "t/some", "--quiet",
+                           "--caption", "a sks flower")  # fmt: skip
+    (picture,) = (path.name for path in tmp_path.glob(f"{missing.stem}.*"))
+    said = f"1 of 3 pictures have no caption of their own, the first is {picture}: they are trained with"
+    assert code == 0 and f"{said} the caption 'a sks flower'" in errors
+
+
 @pytest.fixture(scope="module")
 def wrong(host, pictures, tmp_path_factory) -> Path:
     """A folder of files that cannot be used."""

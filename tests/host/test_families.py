@@ -37,7 +37,7 @@ def with_hook(patched: Any, names: list[str]) -> torch.Tensor:
     return hooked
 
 
-@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.preset)
+@pytest.mark.parametrize("row", FAMILIES, ids=str)
 def test_trained_is_loaded_from_disk_in_full_in_part_and_under_a_hook(host, row) -> None:
     apply, folders = host.core("host.apply").apply_adapter, host.core("host.folders")
     model = host.model(row.preset)

@@ -50,6 +50,22 @@ def test_memory_that_ran_out_is_known(host, monkeypatch) -> None:
         monkeypatch.delattr(mm, "is_oom", raising=False)
 
 
+@pytest.mark.parametrize("kind", [BaseException, Exception])
+def test_a_cancel_is_seen_as_one_whatever_kind_of_error_it_is(host, monkeypatch, kind) -> None:
+    """Up to 0.18 it is an Exception."""
+    import comfy.model_management as mm
+
+    live = host.core("host.training.live")
+    monkeypatch.setattr(mm, "InterruptProcessingException", type("Cancel", (kind,), {}))
+    for error, status in ((mm.InterruptProcessingException(), "stopped"), (KeyboardInterrupt(), "stopped"),
+                          (ValueError("bad"), "failed")):  # fmt: skip
+        view = live.Live()
+        with pytest.raises(type(error)), view:
+            raise error
+        state = view.state()
+        assert state["status"] == status and state["error"] == ("bad" if status == "failed" else "")
+
+
 def test_a_cancel_while_memory_is_estimated_is_taken(host, monkeypatch) -> None:
     """Up to 0.18 it is an Exception like those that an estimate may end in."""
     import comfy.model_management as mm

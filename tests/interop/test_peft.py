@@ -482,7 +482,7 @@ def test_adapters_that_do_not_fit_are_refused() -> None:
         from_adapter(row.base(), replace(adapter, layers={"7": adapter.layers["0"]}))
     with pytest.raises(BaseMismatchError, match=r"layer '4' was trained on a weight of shape \(20, 12\)"):
         from_adapter(row.base(), replace(adapter, layers={"4": adapter.layers["0"]}))
-    with pytest.raises(SettingsError, match="layer '0' of .* is a delta merge"):
+    with pytest.raises(SettingsError, match="layer '0' of .* is a merge of several changes"):
         from_adapter(row.base(), merge(adapter, adapter))
     mixed = {"0": adapter.layers["0"], "2": SodaLayer("qr", [], torch.zeros(8))}
     with pytest.raises(SettingsError, match="some layers have an SVD shift, others a QR shift"):

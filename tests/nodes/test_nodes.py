@@ -101,7 +101,8 @@ INTERFACES = {
         "MODEL CLIP HOOKS trigger_phrases loaded",
     ),
     "SODAMerge": (
-        "subject style subject_strength style_strength method", "model subject_blocks style_blocks", "adapter report",
+        "subject style subject_strength style_strength method", "model subject_blocks style_blocks balance magnitude",
+        "adapter report",
     ),
     "SODASaveAdapter": ("adapter filename_prefix", "preview", "saved_name"),
     "SODAExportLoRA": (

@@ -86,7 +86,7 @@ def test_trained_in_the_graph_equals_loaded_from_disk(server) -> None:
     assert torch.equal(picture(server, loading_graph(name)), fresh)
 
 
-@pytest.mark.parametrize("method", ["delta", "geodesic"])
+@pytest.mark.parametrize("method", ["delta", "geodesic", "tsv"])
 def test_merge_apply_save_inspect_in_one_graph(server, trained, method) -> None:
     g = Graph()
     model = base(g)

@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from demo.build_workflows import SUBJECT_FOLDER
 from demo.graph import widget_defaults
+from testbed.paths import ROOT
 from testbed.server import PromptError
 
 from .conftest import Graph, base, training_graph
 
 BEFORE = Path(__file__).parents[1] / "data" / "workflow_before_settings.json"
+#: Kinds that the front end can say in Chinese.
+CHINESE_NOTICES = set(re.findall(r'^  "([\w ]+)": \(', (ROOT / "web" / "notices.js").read_text("utf-8"), re.MULTILINE))
 #: What that workflow says, where not the default.
 SAID_BEFORE = {
     "steps": 3, "rotation_lr": 0.02, "shift_lr": 3e-5, "decomposition": "qr", "batch_size": 2, "schedule": "cosine",
@@ -85,7 +90,7 @@ def notices(server, graph: Graph) -> dict[str, str]:
 
     def listen(kind: str, data: dict) -> None:
         if kind == "soda.notice":
-            assert data["node"] == graph.train
+            assert data["node"] == graph.train and data["kind"] in CHINESE_NOTICES
             said[data["kind"]] = data["text"]
 
     server.queue(graph.nodes, on_event=listen)
@@ -99,18 +104,37 @@ def test_a_good_training_has_nothing_to_say(server) -> None:
     assert notices(server, g) == {}
 
 
-def test_pictures_without_captions_are_noticed(server) -> None:
+def folder_graph(server, name: str, captions: int) -> Graph:
+    """A training on the subject's five pictures, of which the first so many have a caption."""
+    folder = server.base / "input" / name
+    folder.mkdir(exist_ok=True)
+    for number, picture in enumerate(sorted((server.base / "input" / SUBJECT_FOLDER).glob("*.jpg"))):
+        with Image.open(picture) as opened:
+            opened.resize((64, 64)).save(folder / picture.name)
+        if number < captions:
+            (folder / picture.name).with_suffix(".txt").write_text(f"a fox number {number}")
     g = Graph()
     model = base(g)
-    folder = server.base / "input" / "no captions"
-    folder.mkdir(exist_ok=True)
-    for picture in (server.base / "input" / SUBJECT_FOLDER).glob("*.jpg"):
-        (folder / picture.name).write_bytes(picture.read_bytes())
-    pictures = g.add("LoadImageTextDataSetFromFolder", folder="no captions")
+    pictures = g.add("LoadImageTextDataSetFromFolder", folder=name)
     data = g.add("MakeTrainingDataset", images=(pictures, 0), texts=(pictures, 1), vae=(model, 2), clip=(model, 1))
     widgets = {n: v for n, v in training_graph(server).nodes["5"]["inputs"].items() if not isinstance(v, list)}
     g.train = g.add("SODATrain", model=(model, 0), latents=(data, 0), positive=(data, 1), **widgets)
-    assert "all 5 captions are the same" in notices(server, g)["same captions"]
+    return g
+
+
+def test_pictures_without_captions_are_noticed(server) -> None:
+    said = notices(server, folder_graph(server, "no captions", 0))
+    assert said.keys() == {"same captions"} and "all 5 captions are the same" in said["same captions"]
+
+
+def test_some_pictures_without_a_caption_are_counted_and_the_first_is_named(server) -> None:
+    seen = len(server.log)
+    said = notices(server, folder_graph(server, "some captions", 3))
+    fourth = sorted(path.name for path in (server.base / "input" / "some captions").glob("*.jpg"))[3]
+    assert said.keys() == {"some captions"}
+    text = said["some captions"]
+    assert f"2 of 5 pictures have no caption of their own, the first is {fourth}" in text and "empty one" in text
+    assert f"SODA: {text}" in server.log[seen:]
 
 
 def test_an_empty_caption_equal_captions_with_dco_and_a_rate_of_zero_are_noticed(server) -> None:

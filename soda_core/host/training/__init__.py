@@ -5,8 +5,8 @@
 """
 
 from .dataset import TrainingData
-from .notices import empty_caption
+from .notices import graph_notices, tell
 from .options import Notice, RunOptions
 from .run import TrainingResult, train_in_graph
 
-__all__ = ["Notice", "RunOptions", "TrainingData", "TrainingResult", "empty_caption", "train_in_graph"]
+__all__ = ["Notice", "RunOptions", "TrainingData", "TrainingResult", "graph_notices", "tell", "train_in_graph"]

@@ -14,8 +14,9 @@ from ...training.options import FolderOptions
 from ...training.settings import TrainSettings
 from .. import folders, loaders
 from .live import Live
+from .notices import folder_notices, tell
 from .options import RunOptions
-from .pictures import from_folder
+from .pictures import from_folder, listed
 from .run import TrainingResult, train_in_graph
 
 #: Steps whose mean loss is told.
@@ -62,6 +63,8 @@ def train_folder(
     with torch.inference_mode():  # as the host runs its nodes
         options.live.note("loading the model")
         model, clip, vae = loaders.load(files)
+        if options.ranks.first and folder.caption:  # without one, a picture that has none is an error
+            tell(folder_notices(pictures, listed(pictures), folder.caption), options)
         options.live.note("encoding pictures and captions")
         data = from_folder(pictures, clip, vae, folder, class_pictures)
         del clip  # its memory is the training's

@@ -17,6 +17,7 @@ from ...training.loop import Progress
 from ...training.measures import Measures
 from ...training.series import RunningMean, Series
 from ...training.settings import TrainSettings
+from ..versions import is_cancel
 from .validation import Validation
 
 State = dict[str, Any]
@@ -63,10 +64,10 @@ class Live:
     ) -> None:
         if error is None:
             self._status = "done"
-        elif isinstance(error, Exception):
-            self._status, self._error = "failed", str(error)[:_MOST_TEXT]
-        else:  # the host's cancel is no Exception
+        elif is_cancel(error):
             self._status = "stopped"
+        else:
+            self._status, self._error = "failed", str(error)[:_MOST_TEXT]
         self._measures = self._validation = None  # they hold a model
         self._tell()
 

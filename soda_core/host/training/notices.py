@@ -3,12 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+import folder_paths
 
 from ...training.settings import TrainSettings
 from .dataset import TrainingData, fingerprint
-from .options import Notice
+from .options import Notice, RunOptions
+from .pictures import ENDINGS, without_caption
+
+#: The host's node that reads pictures with their captions.
+_FOLDER_LOADER = "LoadImageTextDataSetFromFolder"
+
+
+def tell(found: Iterable[Notice], options: RunOptions) -> None:
+    """In the log and on the node."""
+    for notice in found:
+        logging.warning("SODA: %s", notice.text)
+        options.warn(notice)
 
 
 def notices(data: TrainingData, settings: TrainSettings) -> Iterator[Notice]:
@@ -36,13 +51,41 @@ def notices(data: TrainingData, settings: TrainSettings) -> Iterator[Notice]:
             yield Notice(f"{part} rate", f"{part}_lr is 0: this part stays as it is")
 
 
-def empty_caption(prompt: dict[str, Any], node_id: str) -> Iterator[Notice]:
-    """Of a graph as the host runs it: CLIP Text Encode without a text gives the captions of the training node."""
-    link = prompt.get(node_id, {}).get("inputs", {}).get("positive")
-    source = prompt.get(link[0], {}) if isinstance(link, list) else {}
-    text = source.get("inputs", {}).get("text")
+def graph_notices(prompt: dict[str, Any], node_id: str) -> Iterator[Notice]:
+    """Of a graph as the host runs it: what the captions of its training node are made from."""
+    captions = _behind(prompt, prompt.get(node_id, {}), "positive")
+    text = captions.get("inputs", {}).get("text")
     if isinstance(text, str) and not text.strip():
         yield Notice("empty caption", "the caption is empty: it teaches your word nothing")
+    texts = _behind(prompt, captions, "texts") or _behind(prompt, captions, "text")
+    if texts.get("class_type") == _FOLDER_LOADER:
+        folder = Path(folder_paths.get_input_directory(), str(texts["inputs"]["folder"]))
+        found = sorted(path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.suffix.lower() in ENDINGS)
+        yield from folder_notices(folder, found)  # where the host's node finds them
+
+
+def _behind(prompt: dict[str, Any], node: dict[str, Any], name: str) -> dict[str, Any]:
+    """The node that an input is linked to; an empty one where there is none."""
+    link = node.get("inputs", {}).get(name)
+    return prompt.get(link[0], {}) if isinstance(link, list) else {}
+
+
+def folder_notices(folder: Path, pictures: Sequence[Path], caption: str = "") -> Iterator[Notice]:
+    """Of pictures in a folder, some of which have a caption beside them and some have none.
+
+    Args:
+        caption: what those without are trained with.
+    """
+    bare = without_caption(pictures)
+    if not bare or len(bare) == len(pictures):  # then all captions are the same
+        return
+    first = bare[0].relative_to(folder).as_posix()
+    become = (
+        f"the caption {caption!r}" if caption else "an empty one, which teaches your word nothing; write one for each "
+        "into a text file of the same name"
+    )  # fmt: skip
+    text = f"{len(bare)} of {len(pictures)} pictures have no caption of their own, the first is {first}"
+    yield Notice("some captions", f"{text}: they are trained with {become}", len(bare), len(pictures), first)
 
 
 def _captions(conditioning: Sequence[Any]) -> list[str]:

@@ -7,7 +7,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management as mm
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ...training import losses
 from ...training.loop import Losses, Trainable
 from ...training.ranks import ALONE, Ranks
 from .. import base
-from ..versions import is_out_of_memory
+from ..versions import is_cancel, is_out_of_memory
 from .dataset import Buckets, Example, Examples
 from .parametrisation import draw_sigmas, output_error, output_scale, sigmas_at, signal_to_noise
 from .session import TrainingSession
@@ -102,10 +101,8 @@ class Objective:
         try:
             with torch.no_grad(), self.trainable.disabled():
                 return self.session.denoise(drawn.noise, drawn.sigma, [example.conds])
-        except (SodaError, mm.InterruptProcessingException):
-            raise
         except Exception as error:
-            if is_out_of_memory(error):
+            if isinstance(error, SodaError) or is_cancel(error) or is_out_of_memory(error):
                 raise
             family = base.describe(self.session.source, with_hash=False)["family"]
             raise TrainingError(

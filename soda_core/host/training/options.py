@@ -20,12 +20,14 @@ class Notice:
     Args:
         kind: what ``web/notices.js`` translates by.
         text: in English.
-        count: the number in it.
+        count, total, first: what is in it of numbers and names.
     """
 
     kind: str
     text: str
     count: int = 0
+    total: int = 0
+    first: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def from_folder(
     Raises:
         SettingsError: a folder without pictures, a picture that cannot be read or has no caption.
     """
-    pictures, class_pictures = _listed(folder), [] if class_folder is None else _listed(class_folder)
+    pictures, class_pictures = listed(folder), [] if class_folder is None else listed(class_folder)
     captions, class_captions = ([_caption(path, options) for path in of] for of in (pictures, class_pictures))
     plain = [caption.replace(options.placeholder, "") for caption in captions] if options.placeholder else []
     if plain == captions and plain:
@@ -67,7 +68,13 @@ def from_folder(
     )
 
 
-def _listed(folder: Path) -> list[Path]:
+def without_caption(pictures: Iterable[Path]) -> list[Path]:
+    """Those that have no text file beside them, or one with nothing in it."""
+    texts = ((path, path.with_suffix(".txt")) for path in pictures)
+    return [path for path, text in texts if not (text.is_file() and text.read_bytes().strip())]
+
+
+def listed(folder: Path) -> list[Path]:
     """Pictures of a folder, by name: the same order on every machine."""
     try:
         entries = sorted(folder.iterdir())

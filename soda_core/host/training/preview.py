@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A picture by the model in training."""
+"""Pictures by the model in training."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.sample
@@ -11,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import folders
 from ..pictures import from_image
 from .dataset import TrainingData
+from .options import RunOptions
 from .session import TrainingSession
 
 SAMPLER = ("euler", "normal")
@@ -20,16 +23,38 @@ SAMPLER = ("euler", "normal")
 GUIDANCE = 6.0
 
 
-def prompts(data: TrainingData) -> list[Any]:
-    """The CONDITIONINGs to make a picture of each."""
-    return list(data.preview_positive or data.positive[:1])
+class Previews:
+    """A picture of each prompt, on the node and in the output folder.
+
+    Args:
+        like: a latent ``(1, C, …)`` of the pictures' size.
+        metadata: put into the files.
+    """
+
+    def __init__(
+        self, session: TrainingSession, data: TrainingData, options: RunOptions, like: Tensor,
+        metadata: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self._session, self._data, self._options, self._like, self._metadata = session, data, options, like, metadata
+
+    def sample(self) -> list[Image.Image | None]:
+        """One by one. It may move the model off its device: load it again before the next step."""
+        prompts = self._data.preview_positive or self._data.positive[:1]
+        return [sample(self._session, self._data, each, self._like, self._options.preview_steps) for each in prompts]
+
+    def keep(self, pictures: list[Image.Image | None], step: int) -> Image.Image | None:
+        """Save and show them as those of a step; returns the first prompt's."""
+        for number, picture in enumerate(pictures):
+            if picture is None:
+                continue
+            if file := folders.save_preview(picture, self._options.filename_prefix, step, number, self._metadata):
+                self._options.live.picture(step, number, file)
+        return pictures[0]
 
 
 @torch.no_grad()
 def sample(session: TrainingSession, data: TrainingData, positive: Any, like: Tensor, steps: int) -> Image.Image | None:
     """A prompt's picture at the settings' seed; None where the model's latents have no preview.
-
-    Sampling may move the model off its device: load it again before the next step.
 
     Args:
         positive: the prompt, a CONDITIONING.

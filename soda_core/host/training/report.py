@@ -5,9 +5,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+
+import comfy.model_management as mm
+import torch
 
 from ...training.loop import Progress
+from ...training.trainable import TrainableAdapter
 from ..progress import ProgressBar
+from ..versions import is_cancel
 
 #: Steps whose mean loss is told.
 _RECENT = 20
@@ -36,3 +42,37 @@ class Report:
             recent = progress.losses[-_RECENT:]
             loss, rate = sum(recent) / len(recent), (step - self.done) / (now - self._started)
             logging.info("SODA: step %d/%d, loss %.4f, %.2f steps/s", step, self.steps, loss, rate)
+
+
+def announce(
+    trainable: TrainableAdapter, memory: Callable[[], dict[str, int]], device: torch.device, note: Callable[[str], None]
+) -> None:
+    """Say how much is trained and what memory it takes, before the first step.
+
+    Args:
+        memory: bytes above the loaded model, by what they are for, ``a step`` among them.
+        note: takes a line for the live view.
+    """
+    rotation = sum(p.numel() for p in trainable.rotations.values())
+    shift = 0 if trainable.shifts is None else trainable.shifts.numel()
+    logging.info("SODA: %s trained parameters (%s rotation, %s shift) in %d layers",
+                 *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(trainable.layers))  # fmt: skip
+    try:
+        parts = memory()
+    except Exception as error:  # a model that decides by values, say; training itself does not mind
+        if is_cancel(error):
+            raise
+        logging.info("SODA: how much memory a step takes cannot be told beforehand (%s)", error)
+        return
+    total = _mib(sum(parts.values()))
+    listed = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
+    logging.info("SODA: memory above the loaded model: %s (%s)", total, listed)
+    note(f"{rotation + shift:,} trained parameters, {total} above the loaded model")
+    free = mm.get_free_memory(device)
+    if parts["a step"] > free:
+        logging.warning("SODA: a step takes %s and %s are free; turn on gradient_checkpointing, or train with "
+                        "smaller batches or pictures", _mib(parts["a step"]), _mib(free))  # fmt: skip
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -120,7 +120,9 @@ def _comfyui_names(base: nn.Module) -> dict[str, str]:
 def _single(name: str, adapter: SodaAdapter) -> SodaLayer:
     layer = adapter.layers[name].single
     if layer is None:
-        raise SettingsError(f"layer {name!r} of {adapter.label} is a delta merge, which has no rotation to train")
+        raise SettingsError(
+            f"layer {name!r} of {adapter.label} is a merge of several changes, which has no rotation to train"
+        )
     return layer
 
 

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .linalg import in_float64
+
 #: Directions drawn beyond those asked for, and passes that sharpen them (Halko, Martinsson, Tropp 2011, section 4.5).
 _OVERSAMPLING = 32
 _PASSES = 2
 #: From this share of all directions on, the whole eigenvalue problem is the cheaper one.
 _DENSE_FROM = 1 / 3
+#: Of the largest eigenvalue of a Gram matrix: below this a direction is rounding.
+_NO_DIRECTION = 1e-5
 
 
 def singular_values(M: Tensor, count: int) -> Tensor:
@@ -28,22 +32,45 @@ def singular_values(M: Tensor, count: int) -> Tensor:
     return torch.linalg.vector_norm(_leading(A, count).mT @ A, dim=1)
 
 
-def truncated(M: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """``M ≈ up @ down`` with the leading ``rank`` singular directions.
+def leading(M: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``M ≈ U diag(S) Vh`` with the leading ``rank`` singular directions.
 
     Args:
-        M: ``(out, in)``, float32.
+        M: ``(out, in)``, float32 or float64.
     Returns:
-        ``up (out, rank)``, ``down (rank, in)``, the singular values shared evenly between them, largest first. Costs
-        as :func:`singular_values`, with ``9 n³`` for a dense problem. Both are a projection of M, so what is left out
-        is exactly ``‖M‖² - ‖up @ down‖²``.
+        ``U (out, rank)``, ``S (rank,)`` descending, ``Vh (rank, in)``; a direction that has no size is zero on the
+        longer side. Costs as :func:`singular_values`, with ``9 n³`` for a dense problem.
     """
     A = _wide(M)
     Q = _leading(A, rank)
     rows = Q.mT @ A
-    root = torch.linalg.vector_norm(rows, dim=1).clamp(min=torch.finfo(A.dtype).tiny).sqrt()
-    near, far = Q * root, rows / root[:, None]
-    return (near, far) if M.shape[0] <= M.shape[1] else (far.mT, near.mT)
+    S = torch.linalg.vector_norm(rows, dim=1)
+    far = rows / S.clamp(min=torch.finfo(A.dtype).tiny)[:, None]
+    return (Q, S, far) if M.shape[0] <= M.shape[1] else (far.mT, S, Q.mT)
+
+
+def truncated(M: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """``M ≈ up @ down`` as :func:`leading` has it, the singular values shared evenly between them.
+
+    Returns:
+        ``up (out, rank)``, ``down (rank, in)``, largest first. Both are a projection of M, so what is left out is
+        exactly ``‖M‖² - ‖up @ down‖²``.
+    """
+    U, S, Vh = leading(M, rank)
+    return U * S.sqrt(), S.sqrt()[:, None] * Vh
+
+
+def polar(columns: Tensor) -> Tensor:
+    """The polar factor ``Q (QᵀQ)^(-1/2)`` of ``Q (n, m)``: orthonormal columns, as near to Q's as can be.
+
+    Directions that several columns share are shared out among them, and none is made up for what then is missing. Costs
+    ``2 n m² + 9 m³``, in float64.
+    """
+    Q = in_float64(columns)
+    eigenvalues, Z = torch.linalg.eigh(Q.mT @ Q)
+    small = eigenvalues <= _NO_DIRECTION * eigenvalues[-1]
+    factor = Q @ (Z * torch.where(small, 0.0, eigenvalues.clamp(min=1e-30).rsqrt())) @ Z.mT
+    return factor.to(columns)
 
 
 def _wide(M: Tensor) -> Tensor:
