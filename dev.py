@@ -12,6 +12,7 @@
     python dev.py python ARGS      the environment's Python
     python dev.py bench [NAME]     run benchmarks/NAME.py
     python dev.py pretrain [PART]  train the demo's base model anew, or go on; --help says how
+    python dev.py gpu [ARGS]       everything that waits for a GPU, on a machine lent for half an hour; --help says how
 
 The environment lives outside the tree, in a cache folder keyed by requirements-dev.lock; SODA_DEV_CACHE moves it.
 COMFYUI_PATH uses a ComfyUI of your own instead of the fetched one.
@@ -19,6 +20,7 @@ COMFYUI_PATH uses a ComfyUI of your own instead of the fetched one.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import os
@@ -33,6 +35,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from testbed import hosts, hosts_table
+from testbed.gpu import pack, parts
 from testbed.hosts import Host
 from testbed.paths import ROOT, cache_root, free_port
 
@@ -297,13 +300,76 @@ def pretrain(arguments: list[str]) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment(host), check=False).returncode
 
 
+GPU_HELP = """python dev.py gpu --pack [FOLDER]             on this machine: the host for one without network or ComfyUI
+python dev.py gpu [--minutes 25] [--again]   on the GPU's: all parts that are not done, one after the other
+python dev.py gpu --rehearse                 every part at toy size on the CPU, with the packages of that machine alone
+
+The packed folder (build/gpu, which git ignores; SODA_GPU_PACK names another) and the checkout go to the machine. There
+the machine's own Python runs: it needs torch, torchvision, torchaudio, scipy, safetensors, einops, transformers, peft
+and Pillow. Parts, in order of worth: correctness; the base model with ten times the samples; what training and loading
+take; the quality benchmark. Each has its time limit, and a row in results.jsonl, which is copied to $OUT (or build/)
+after every part, with the trained weights in pieces. The same command goes on with what is not done; --again forgets
+all rows, --only NAME runs parts whose names begin so. Where a command may run ten minutes, say --minutes 9.5 and call
+it three times.
+"""
+
+
+def gpu(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dev.py gpu", add_help=False)
+    parser.add_argument("--pack", nargs="?", type=Path, const=pack.FOLDER)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--only", action="append", default=[])
+    if {"-h", "--help"} & set(arguments):
+        print(GPU_HELP, end="")
+        return 0
+    args = parser.parse_args(arguments)
+    if args.pack:
+        return pack_for_gpu(args.pack)
+    if args.rehearse and Path(sys.prefix).resolve() != environment_folder().resolve():
+        python, _ = setup()
+        return subprocess.run([python, ROOT / "dev.py", "gpu", *arguments], check=False).returncode
+    work = ROOT / "build" / ("gpu-rehearsal" if args.rehearse else "gpu-work")
+    chosen = [part for part in parts.parts(work) if not args.only or part.name.startswith(tuple(args.only))]
+    packed = Path(os.environ.get("SODA_GPU_PACK") or pack.FOLDER)
+    probe = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+    if not args.rehearse and subprocess.run([sys.executable, "-c", probe], stderr=subprocess.DEVNULL).returncode:
+        say(f"{sys.executable} has no torch that finds a GPU; on a machine where it does, this would run:")
+        print("\n".join(f"    {part.name}" for part in chosen))
+        return 0
+    if not (packed / pack.HOST).is_dir():
+        raise SetupError(f"no packed host in {packed}: python dev.py gpu --pack makes it, on a machine with a network")
+    if args.again:
+        shutil.rmtree(work, ignore_errors=True)
+    out = Path(os.environ.get("OUT") or work / "out")
+    return int(parts.run_all(chosen, packed, work, out, args.minutes, args.rehearse) > 0)
+
+
+def pack_for_gpu(folder: Path) -> int:
+    python, host = setup()
+    places = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([python, "-c", places], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        taken, tree = pack.pack(host, Path(packages), folder), pack.checkout_size()
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise SetupError(str(error)) from error
+    say(f"{folder}: {taken / 2**20:.1f} MiB, with the checkout {(taken + tree) / 2**20:.1f}")
+    if taken + tree > pack.LIMIT:
+        raise SetupError(f"that is more than {pack.LIMIT / 2**20:.0f} MiB")
+    return 0
+
+
 def run_python(arguments: list[str]) -> int:
     python, host = setup()
     return subprocess.run([python, *arguments], env=environment(host), check=False).returncode
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"demo": demo, "test": test, "serve": serve, "python": run_python, "bench": bench, "pretrain": pretrain}
+    commands = {
+        "demo": demo, "test": test, "serve": serve, "python": run_python, "bench": bench, "pretrain": pretrain,
+        "gpu": gpu,
+    }  # fmt: skip
     if sys.version_info < (3, 11):
         say(f"needs Python 3.11 or newer, this is {platform.python_version()}")
         return 2

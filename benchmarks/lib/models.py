@@ -115,7 +115,8 @@ class OneRun:
             self.on_step()
 
         data = TrainingData([self.latents], [self.conditioning])
-        with TrainingSession.open(self.patcher, self.settings, "fp32", self.checkpointing) as session:
+        dtype = "bf16" if torch.cuda.is_available() else "fp32"  # what one trains in there
+        with TrainingSession.open(self.patcher, self.settings, dtype, self.checkpointing) as session:
             training = MethodTraining(session, data, self.method)
             if self.method.peft is None:
                 self.needs = training.needs()

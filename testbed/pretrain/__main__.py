@@ -38,11 +38,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the part's plan, instead of what is usual")
     parser.add_argument("--decay", type=int, help="so many of them, the last ones, with a falling learning rate")
     parser.add_argument("--lr", type=float, help="the learning rate before that")
+    parser.add_argument("--batch", type=int, help="samples a step: a GPU takes ten times as many in little more time")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share a batch of the model, one a core")
     parser.add_argument("--threads", type=int, help="on the CPU, 0 = all; usual is 1 but for the model")
     args = parser.parse_args()
     changes = {
-        name: value for name in ("steps", "decay", "lr", "threads") if (value := getattr(args, name)) is not None
+        name: value
+        for name in ("steps", "decay", "lr", "threads", "batch")
+        if (value := getattr(args, name)) is not None
     }
     if changes and args.part not in PARTS:
         parser.error(f"--{next(iter(changes))} is of one part: {', '.join(PARTS)}")
