@@ -81,9 +81,8 @@ CORE = "core Train LoRA at its best"
 def train(preset: str, side: int, variant: str) -> Row:
     """A few steps at batch 1, in float32 or on a GPU in bfloat16, after a run that is not counted.
 
-    What libraries take once is not ours.
-
-    Nor is decomposing counted, which is done before the first step and takes less.
+    What libraries take once is not ours. Nor is decomposing counted, which is done before the first step and takes
+    less.
     """
     patcher = ready(preset)
     if variant == CORE:

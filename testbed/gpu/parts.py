@@ -146,7 +146,9 @@ def run_all(chosen: Sequence[Part], packed: Path, work: Path, out: Path, minutes
         if left < 10:
             print("the time is up; the same command goes on", flush=True)
             break
-        row = run_part(part, part.toy if rehearse else part.command, env, min(part.seconds, left))
+        # a rehearsal may share its cores with anything, so its only limit is the time in all
+        command, limit = (part.toy, left) if rehearse else (part.command, min(part.seconds, left))
+        row = run_part(part, command, env, limit)
         journal.add(row | ({"rehearsal": True} if rehearse else {}))
         print(f"{part.name}: {row['state']} after {row['seconds']:.0f} s", flush=True)
         failed += row["state"] == FAILED

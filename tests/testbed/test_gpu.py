@@ -47,7 +47,7 @@ def test_the_host_and_the_trainer_import_from_it_on_a_python_without_the_rest(pa
     )
     env = environment(packed, tmp_path, rehearse=True)
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert done.stderr.rstrip().endswith("No module named 'pytest' (hidden: the GPU machine lacks it)"), done.stderr
+    assert done.stderr.rstrip().endswith("No module named 'pytest'"), done.stderr
 
 
 def test_what_is_in_the_way_is_not_removed(packed, tmp_path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 #: What is there, as import names: torch, safetensors, einops, transformers, peft, Pillow and what comes with them.
 THERE = {
@@ -19,17 +21,16 @@ THERE = {
 }  # fmt: skip
 
 
-class Hidden:
-    """Comes before the usual finders."""
+class Finder(PathFinder):
+    """The usual one, which overlooks packages of this environment that are not in :data:`THERE`."""
 
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if path is not None or name in THERE:
-            return None
-        spec = PathFinder.find_spec(name)
-        if spec is not None and str(spec.origin).startswith(sysconfig.get_path("purelib")):
-            raise ModuleNotFoundError(f"No module named {name!r} (hidden: the GPU machine lacks it)", name=name)
-        return None
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = super().find_spec(name, path, target)
+        foreign = path is None and name not in THERE and spec is not None
+        return None if foreign and str(spec.origin).startswith(sysconfig.get_path("purelib")) else spec
 
 
-sys.meta_path.insert(0, Hidden)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
