@@ -138,7 +138,7 @@ def one_run(
     patcher: Any, preset: str, side: int, variant: str, steps: int, on_step: Callable[[], None] = lambda: None
 ) -> models.OneRun:
     method, checkpointing = of_variant(variant)
-    return models.OneRun(patcher, preset, side, method, steps, checkpointing, on_step)
+    return models.OneRun(patcher, preset, side, method, steps, checkpointing, on_step=on_step)
 
 
 def of_variant(variant: str) -> tuple[Method, bool]:
