@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help=f"training steps for each adapter (default: {steps})")
     parser.add_argument("--quick", action="store_true", help="only show that it works: 8 steps")
     parser.add_argument("--out", type=Path, default=ROOT / "demo-output")
-    publish = "--all --lora, and renew docs/sheet.jpg and the workflows' thumbnails"
+    publish = "--all, and renew docs/sheet.jpg and the workflows' thumbnails"
     parser.add_argument("--publish", action="store_true", help=publish)
     args = parser.parse_args()
     count = None if args.all or args.publish else 1
@@ -297,7 +297,7 @@ def main() -> None:
         places = dict(cells_of(subjects, styles))
         adapters = {cell: files[tuple(tasks)] for cell, tasks in places.items()}
         results.rows = demo.paint("every adapter", adapters, put_adapter)
-        if args.lora or args.publish:
+        if args.lora:
             bed = TestBed(base)
             loras = {task: demo.train_lora(bed, task) for task in (*subjects, *styles)}
             strengths = {cell: lora_strengths(tasks, loras) for cell, tasks in places.items()}

@@ -42,14 +42,14 @@ RECIPES = {
         rotation_lr=1e-2, shift_lr=1e-2, lora_lr=2e-3,
         settings={
             "steps": 200, "batch_size": 4, "schedule": "cosine", "loss": "mse",
-            "layers": "attention", "factor_preset": "large",
+            "layers": "attention + feed-forward", "factor_preset": "large",
         },
     ),
     "style": Recipe(
-        rotation_lr=1e-2, shift_lr=1e-2, lora_lr=2e-3,
+        rotation_lr=6e-3, shift_lr=6e-3, lora_lr=2e-3,
         settings={
-            "steps": 200, "batch_size": 4, "schedule": "cosine", "loss": "mse",
-            "layers": "attention", "factor_preset": "auto",
+            "steps": 250, "batch_size": 4, "schedule": "cosine", "loss": "mse",
+            "layers": "attention + feed-forward", "factor_preset": "large",
         },
     ),
 }  # fmt: skip
