@@ -54,7 +54,7 @@ RECIPES = {
     ),
 }  # fmt: skip
 LORA_RANK = 4
-MERGE = {"subject_strength": 1.0, "style_strength": 0.8}
+MERGE = {"subject_strength": 1.0, "style_strength": 1.0}
 #: *simple* has the noise levels at which the base model was looked at while it was trained
 SAMPLE: dict[str, Any] = {"steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
 
