@@ -12,7 +12,7 @@
     python dev.py python ARGS      the environment's Python
     python dev.py bench [NAME]     run benchmarks/NAME.py
     python dev.py pretrain [PART]  train the demo's base model anew, or go on; --help says how
-    python dev.py gpu [ARGS]       everything that waits for a GPU, on a machine rented for half an hour; --help says how
+    python dev.py gpu [ARGS]       what waits for a GPU, on one rented for half an hour; --help says how
 
 The environment lives outside the tree, in a cache folder keyed by requirements-dev.lock; SODA_DEV_CACHE moves it.
 COMFYUI_PATH uses a ComfyUI of your own instead of the fetched one.
