@@ -18,7 +18,13 @@ from soda_core.files import replacing
 from testbed.paths import MODEL as FOLDER
 
 PARTS = ("autoencoder", "model", "classifier")
-AUTOENCODER, MODEL, CLASSIFIER = (FOLDER / f"{name}.safetensors" for name in PARTS)
+
+
+def file_of(part: str, folder: Path = FOLDER) -> Path:
+    return folder / f"{part}.safetensors"
+
+
+AUTOENCODER, MODEL, CLASSIFIER = map(file_of, PARTS)
 
 _SCALE = ":scale"
 _MOST = 127  #: of an int8, as far below zero as above

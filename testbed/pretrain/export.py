@@ -33,7 +33,7 @@ def pack(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write a file for each part, and say how large it is and how far its weights are off."""
     total = 0.0
     for name, tensors in weights.items():
-        path = folder / f"{name}.safetensors"
+        path = model_files.file_of(name, folder)
         model_files.save(path, tensors)
         stored, size = model_files.load(path), path.stat().st_size / 1e6
         off = sum(float((stored[n] - v).square().sum()) for n, v in tensors.items())

@@ -241,7 +241,7 @@ def latest(work: Path, part: str) -> dict[str, Tensor]:
     """A part's weights: those trained in the work folder, or else those shipped."""
     if (work / part / STATE).exists():
         return finished(work / part)
-    return model_files.load(model_files.FOLDER / f"{part}.safetensors")
+    return model_files.load(model_files.file_of(part))
 
 
 def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
