@@ -148,7 +148,7 @@ def _unpickle(path: Path) -> Any:
             f"{path.name}: is refused, because it holds more than tensors (such files can run programs) or is damaged: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # what a damaged pickle makes of torch's reader: struct.error, AssertionError, any other
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileFormatError(f"{path.name}: is no PyTorch file that can be read ({reason})") from error
 

@@ -180,7 +180,10 @@ def test_a_blueprints_node_shows_the_progress_of_the_training_in_it(ui, server) 
     ui.shot("blueprint")
     shown = ui.page.evaluate(f"{TASK}.progress") * steps
     assert shown == pytest.approx(round(shown)), "of this bar"
-    assert 1 <= round(shown) <= going(server) + 1
+    assert round(shown) >= 1
+    while going(server) < round(shown):  # what the server tells of a run is up to half a second old, its bar is not
+        assert server.busy, "a step that was never reached"
+        time.sleep(0.2)
 
 
 def test_a_dropped_file_brings_its_graph_back(ui, server) -> None:

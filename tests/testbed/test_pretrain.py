@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from testbed import model_files
-from testbed.paths import free_port
+from testbed.paths import ROOT, free_port
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.data import Stream, drawn, pictures, scenes_of
 from testbed.pretrain.loop import PLATEAU, STATE, Plan, finished, fit, latest, progress
@@ -68,15 +69,23 @@ def test_what_is_settled_keeps_its_averages_while_the_rate_falls(tmp_path) -> No
     assert same(run(tmp_path / "parts", plan), whole)
 
 
-def ranked(number: int, folder: Path, port: int) -> None:
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"OMP_NUM_THREADS": "1"}
-    run(folder)
-    torch.distributed.destroy_process_group()
+#: A process of its own beside this one, in which ``tests`` could be another program's.
+RANKED = """
+import sys, torch
+from pathlib import Path
+from tests.testbed.test_pretrain import run
+run(Path(sys.argv[1]))
+torch.distributed.destroy_process_group()
+"""
 
 
 def test_two_processes_train_as_one_that_takes_the_mean_of_their_losses(tmp_path) -> None:
-    torch.multiprocessing.spawn(ranked, (tmp_path / "two", free_port()), nprocs=2)
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RANKED, str(tmp_path / "two")]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | together | {"RANK": str(number)}) for number in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0]
     torch.manual_seed(0)
     module = nn.Linear(4, 3)
 
