@@ -8,6 +8,7 @@ so that it can draw what the model has never seen.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -57,10 +58,9 @@ def load(work: Path) -> nn.Module:
     return codec.requires_grad_(False).eval()
 
 
-def fingerprint(work: Path, part: str = "") -> str:
-    """Of the trained weights, or of a part of them: what is made with them is kept under it."""
-    weights = {name: value for name, value in latest(work, "autoencoder").items() if name.startswith(part)}
-    content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights))
+def fingerprint(weights: Mapping[str, Tensor], part: str = "") -> str:
+    """Of an autoencoder's weights, or of a part of them: what is made with them is kept under it."""
+    content = b"".join(weights[name].numpy().tobytes() for name in sorted(weights) if name.startswith(part))
     return hashlib.sha256(content).hexdigest()[:8]
 
 

@@ -13,7 +13,7 @@ from testbed.classifier import CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES, Prediction
 from testbed.pretrain import autoencoder
 from testbed.pretrain.compute import Compute, use_threads
 from testbed.pretrain.data import EVERYTHING, Stream, floats, pictures
-from testbed.pretrain.loop import Plan, batch_of, fit, kept
+from testbed.pretrain.loop import Plan, batch_of, fit, kept, latest
 from testbed.world.render import SIDE
 from testbed.world.scene import Scene
 from testbed.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, SUBJECTS
@@ -90,7 +90,7 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     data, scenes = pictures(STREAM, PICTURES, work)
     test, test_scenes = pictures(TEST_STREAM, TEST, work)
     decoded = kept(
-        work / f"classifier-decoded-{DECODED}-{autoencoder.fingerprint(work)}.safetensors",
+        work / f"classifier-decoded-{DECODED}-{autoencoder.fingerprint(latest(work, 'autoencoder'))}.safetensors",
         lambda: {
             "test": through_codec(codec, test[:TEST_DECODED], found),
             "pictures": through_codec(codec, data[:DECODED], found),

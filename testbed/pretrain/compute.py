@@ -80,6 +80,11 @@ class Ranks:
     def first(self) -> bool:
         return self.number == 0
 
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
     def average(self, gradients: Sequence[Tensor]) -> None:
         """Put their mean over all processes in place of gradients."""
         if self.count == 1:

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from testbed.checkpoints.presets import FAMILIES
 from testbed.classifier import load_classifier
 from testbed.pretrain import autoencoder
-from testbed.pretrain.compute import Compute, use_threads
+from testbed.pretrain.compute import Compute, Ranks, use_threads
 from testbed.pretrain.data import Stream, drawn, floats, scenes_of
-from testbed.pretrain.loop import kept
+from testbed.pretrain.loop import kept, latest
 from testbed.world.render import SIDE
 from testbed.world.scene import Scene
 
@@ -77,7 +78,6 @@ def known(work: Path, count: int | None = None) -> Latents:
     codec = autoencoder.load(work).to(compute.device)
     compute = compute.faster(lambda: codec.taesd_encoder(torch.rand(BATCH, 3, SIDE, SIDE, device=compute.device)))
     classifier = load_classifier().to(compute.device)
-    made: list[dict[str, Tensor]] = []
 
     def encoded(start: int) -> dict[str, Tensor]:
         found: list[tuple[Tensor, ...]] = []
@@ -88,10 +88,14 @@ def known(work: Path, count: int | None = None) -> Latents:
         values = (torch.cat(some).half().cpu() for some in zip(*found, strict=True))
         return dict(zip(("values", "parts", "shapes"), values, strict=True))
 
-    folder = work / f"latents-{autoencoder.fingerprint(work, autoencoder.ENCODER)}"
-    for start in range(0, count, PART):
-        made.append(kept(folder / f"{start:06}.safetensors", lambda at=start: encoded(at)))
+    folder = work / f"latents-{autoencoder.fingerprint(latest(work, 'autoencoder'), autoencoder.ENCODER)}"
+    paths = {start: folder / f"{start:06}.safetensors" for start in range(0, count, PART)}
+    ranks = Ranks.find()
+    for start in list(paths)[ranks.number :: ranks.count]:
+        kept(paths[start], lambda at=start: encoded(at))
         print(f"latents: {start + PART} of {count}", flush=True)
+    ranks.wait()
+    made = [load_file(path) for path in paths.values()]
     tensors = {name: torch.cat([part[name] for part in made]) for name in made[0]}
     # of the first part alone, which every later run has too
     first = made[0]["values"].float()

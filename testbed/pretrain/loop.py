@@ -184,7 +184,9 @@ class State:
         for name, parameter in self.parameters.items():
             tensors[f"value/{name}"] = parameter.detach()
             for moment in _MOMENTS:
-                tensors[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
+                # none yet where it was settled from the start
+                value = self.optimizer.state[parameter].get(moment)
+                tensors[f"{moment}/{name}"] = torch.zeros_like(parameter) if value is None else value
         notes = {"step": str(step), "samples": str(samples), "steps": str(self.plan.steps)}
         with replacing(self.path) as unfinished:
             save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, notes)

@@ -21,9 +21,10 @@ from testbed.checkpoints import PRESETS
 from testbed.demo_base import PRESET
 from testbed.host import import_host
 from testbed.pretrain import latents
+from testbed.pretrain.autoencoder import ENCODER, fingerprint
 from testbed.pretrain.compute import Compute, Ranks
 from testbed.pretrain.flow import TRAIN_SHIFT, loss_of, noise_levels, shifted
-from testbed.pretrain.loop import STATE, Plan, batch_of, fit
+from testbed.pretrain.loop import Plan, batch_of, fit, latest
 from testbed.pretrain.samples import Samples
 from testbed.text_encoder import WIDTH
 
@@ -103,7 +104,8 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     plan = replace(plan, batch=plan.batch // Ranks.find().count)
     torch.manual_seed(0)
     module, captions = build().to(device), Captions()
-    if not (work / "autoencoder" / STATE).exists():  # the latents of another one mean something else
+    encoders = (latest(work, "autoencoder"), model_files.load(model_files.AUTOENCODER))
+    if len({fingerprint(weights, ENCODER) for weights in encoders}) == 1:  # another one's latents mean something else
         module.load_state_dict(model_files.load(model_files.MODEL))
     if device.type == "cpu":
         use_plain_attention()
