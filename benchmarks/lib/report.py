@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from benchmarks.lib import plots, tables
+from benchmarks.lib import plots, prediction, tables
 from benchmarks.lib.errors import cells, difference, mean
 from benchmarks.lib.measured import BOTH, Groups, Measured, in_order
 from benchmarks.lib.merges import ALONE, SUM, Recipe
@@ -27,6 +27,7 @@ def write(plan: Plan, folder: Path) -> None:
         *methods(measured, "subject", folder),
         *methods(measured, "style", folder),
         *merges(measured, folder),
+        *prediction.section(measured.recipes()),
         *rates(measured, folder),
         *strengths(measured),
         *ablations(measured),

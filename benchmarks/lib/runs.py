@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.lib.kept import Files
 from benchmarks.lib.merges import Strengths, merged
 from benchmarks.lib.plan import Asked, Scope
+from benchmarks.lib.prediction import measures
 from benchmarks.lib.results import Row
 from benchmarks.lib.sheet import write_strip
 from soda_core.errors import SodaError, TrainingError
@@ -94,7 +95,8 @@ class Runs:
             deltas = merged(parts, way, strengths, self.bed.deltas_of)
         except SodaError as error:  # rotated so far that there is no way between, say
             return NOTHING | {"why": str(error).splitlines()[0]}
-        return self._shown(files, deltas, pair, seed)
+        measured = measures(*(load_file(part.deltas) for part in parts), deltas) if all(strengths) else {}
+        return measured | self._shown(files, deltas, pair, seed)
 
     def _shown(self, files: Files, deltas: Mapping[str, Tensor] | None, asked: Asked, seed: int) -> Row:
         prompts = evaluate.prompts_of(asked, self.scope.prompts)

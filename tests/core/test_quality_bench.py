@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.lib import report
+from benchmarks.lib import prediction, report
 from benchmarks.lib.errors import cells, difference, mean
 from benchmarks.lib.kept import Kept
 from benchmarks.lib.merges import ALONE, WAYS, recipes
@@ -273,3 +273,36 @@ def test_the_largest_sheet_stays_small(tmp_path) -> None:
     write_strip(torch.rand(8, 3, 192, 192), strip)  # noise is what compresses worst
     write_sheet([("name\nlarge", [Shown("what: 0.50", strip)] * 3)] * 13, ("a", "b", "c"), tmp_path / "sheet.jpg")
     assert 20_000 < (tmp_path / "sheet.jpg").stat().st_size <= MOST_BYTES
+
+
+# -------------------------------------------------------------------------------------------------------- prediction
+
+
+def test_of_two_changes_is_measured_what_the_merge_report_says() -> None:
+    subject = {"a": torch.tensor([[3.0, 0.0]]), "b": torch.tensor([[0.0, 4.0]]), "c": torch.ones(1, 2)}
+    style = {"a": torch.tensor([[6.0, 0.0]]), "b": torch.tensor([[8.0, 0.0]])}
+    merged = {"a": torch.tensor([[9.0, 0.0]]), "b": torch.tensor([[8.0, 4.0]]), "c": torch.ones(1, 2)}
+    found = prediction.measures(subject, style, merged)  # of sizes 5 and 10, whose product is 18
+    assert found["cosine"] == pytest.approx(18 / 50) and found["imbalance"] == pytest.approx(2)
+    assert found["growth"] == pytest.approx((81 + 80) ** 0.5 / 10) and found["shared"] == pytest.approx(1)
+    assert prediction.measures(subject, {"a": torch.zeros(1, 2)}, merged) == {}
+
+
+def test_what_is_kept_is_of_what_the_parts_show_alone_and_is_correlated() -> None:
+    def row(way: str, subject: str, **values: float) -> dict:
+        return {"method": "LoRA", "budget": "large", "way": way, "subject": subject, "style": "s", "seed": 0, **values}
+
+    pairs = [(f"subject {n}", 1 + n / 10, 0.5 - n / 20) for n in range(6)]
+    groups = {
+        ("LoRA, sum", "large"): [
+            row("sum", name, both=score * 0.8, growth=growth, cosine=score, shared=0.5 + growth, imbalance=2 + score)
+            for name, growth, score in pairs
+        ],
+        ("LoRA, subject alone", "large"): [row("subject alone", name, thing=0.8, styled=0.1) for name, *_ in pairs],
+        ("LoRA, style alone", "large"): [row("style alone", name, thing=0.0, styled=1.0) for name, *_ in pairs],
+    }
+    shares = prediction.kept_shares(groups["LoRA, sum", "large"], groups)
+    assert [share for _, share in shares] == pytest.approx([score for *_, score in pairs])
+    *_, table = prediction.section(groups)
+    assert "| LoRA, sum | large | 6 | 0.38 | -1.00 | +1.00 | -1.00 | +1.00 |" in table
+    assert prediction.section({}) == []
