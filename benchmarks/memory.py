@@ -225,7 +225,7 @@ def _undecomposed(shape: tuple[int, ...], kind: Decomposition) -> Spectrum:
     shapes = {"U": (out, rank), "S": (rank,), "Vh": (rank, in_features), "Qh": (rank, in_features)}
     dtypes = {name: torch.bfloat16 if len(size) == 2 else torch.float32 for name, size in shapes.items()}
     tensors = {name: torch.empty(size, dtype=dtypes[name]) for name, size in shapes.items()}
-    return from_tensors(kind, tensors | {"out": torch.tensor(out)})
+    return from_tensors(kind, tensors | {"out": torch.tensor(out), "norm": torch.tensor(1.0)})
 
 
 def _named(parts: dict[str, int]) -> Row:

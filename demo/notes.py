@@ -59,8 +59,8 @@ model can do already. Captions must say everything that is **not** the {words.en
 
 - **Resize**: {size} for SD1.5, 1024 for SDXL and SD3; *Empty Latent Image* takes the same. Smaller is faster.
 - **steps**: 1000 for a few pictures. Judge by the previews: the loss jumps whatever you do.
-- **rotation_lr, shift_lr**: 5e-5 is the authors' value for 1000 steps. Nothing learnt? Three times as much, again and \
-again. Broken pictures? A third.
+- **rotation_lr, shift_lr**: 4e-4 and 5e-5 are about the authors' values for 1000 steps. Nothing learnt? Three times \
+as much, again and again. Broken pictures? A third.
 - Everything else is in **SODA Training Settings**, for the *settings* input. Out of memory: turn on \
 *gradient_checkpointing* there, or resize to fewer pixels.""",
         ),
@@ -86,7 +86,8 @@ again. Broken pictures? A third.
 
 - **Resize**：SD1.5 用 {size}，SDXL 和 SD3 用 1024；“空Latent图像”填同样的值。越小越快。
 - **步数**：几张图用 1000 步。看预览图来判断，损失无论如何都会上下跳。
-- **旋转学习率、偏移学习率**：5e-5 是论文作者用 1000 步时的取值。没学到东西？乘以 3，不够再乘。画面崩了？降到三分之一。
+- **旋转学习率、偏移学习率**：4e-4 和 5e-5 大致是论文作者用 1000 步时的取值。没学到东西？乘以 3，不够再乘。\
+画面崩了？降到三分之一。
 - 其余设置都在 **SODA 训练设置**里，接到“训练设置”输入。显存不够：在那里开启“梯度检查点”，或缩小图片。""",
         ),
     ]

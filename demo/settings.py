@@ -21,6 +21,8 @@ class Recipe:
     """How one kind of adapter is trained.
 
     Args:
+        rotation_lr: RMS angle in radians that a step turns a layer by.
+        shift_lr: relative to the RMS of a layer's singular values.
         lora_lr: learning rate of the LoRA that it is compared with.
         settings: of the training node, and of the LoRA's training.
     """
@@ -39,14 +41,14 @@ class Recipe:
 #: for a small model and few steps; see "How it is set" in demo/README.md
 RECIPES = {
     "subject": Recipe(
-        rotation_lr=1e-2, shift_lr=1e-2, lora_lr=2e-3,
+        rotation_lr=8e-2, shift_lr=4.5e-3, lora_lr=2e-3,
         settings={
             "steps": 200, "batch_size": 4, "schedule": "cosine", "loss": "mse",
             "layers": "attention + feed-forward", "factor_preset": "large",
         },
     ),
     "style": Recipe(
-        rotation_lr=6e-3, shift_lr=6e-3, lora_lr=2e-3,
+        rotation_lr=5e-2, shift_lr=2.7e-3, lora_lr=2e-3,
         settings={
             "steps": 250, "batch_size": 4, "schedule": "cosine", "loss": "mse",
             "layers": "attention + feed-forward", "factor_preset": "large",

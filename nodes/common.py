@@ -56,12 +56,13 @@ def filename_prefix(default: str) -> io.Input:
 _WIDGETS: dict[type, Any] = {str: io.String, bool: io.Boolean, int: io.Int, float: io.Float}
 
 
-def widget(record: type, name: str, hidden: bool = False, offers: str = "", **host: Any) -> io.Input:
+def widget(record: type, name: str, hidden: bool = False, offers: str = "", before: str = "", **host: Any) -> io.Input:
     """The input for a field of a record of settings.
 
     Args:
         hidden: the front end shows it only where it holds something else than its default,
         offers: or a combo offers something that begins so.
+        before: what a workflow means that was saved before there was this input; its default without.
         host: what only the host's widget knows; ``options`` makes it a combo of names that change.
     """
     default, setting = getattr(record, name), settings_of(record)[name]
@@ -74,7 +75,7 @@ def widget(record: type, name: str, hidden: bool = False, offers: str = "", **ho
         "advanced": setting.advanced or None,
     }
     given = {key: value for key, value in limits.items() if value is not None} | host
-    shown = _shown(record, setting, hidden, offers)
+    shown = _shown(record, setting, hidden, offers) | ({"soda_before": before} if before else {})
     return kind.Input(name, default=default, tooltip=setting.help, extra_dict=shown, **given)
 
 

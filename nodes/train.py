@@ -17,7 +17,7 @@ from ..soda_core.host.training import RunOptions, TrainingData, graph_notices, s
 from ..soda_core.report.loss_curve import loss_curve
 from ..soda_core.report.theme import to_image_tensor
 from ..soda_core.training.setting import check_settings, settings_of
-from ..soda_core.training.settings import TrainSettings
+from ..soda_core.training.settings import UNSAID_UNITS, TrainSettings
 from .common import (
     CATEGORY,
     LossMapType,
@@ -43,7 +43,7 @@ _REQUIRED = ("trigger_phrase", "steps", "batch_size", "rotation_lr", "shift_lr",
 _OPTIONAL = (
     "layer_pattern", "factor_preset", "factor_count", "loss", "dco_beta", "min_snr_gamma", "prior_weight", "schedule",
     "warmup_steps", "accumulation", "gradient_clip", "retraction", "seed", "training_dtype", "gradient_checkpointing",
-    "save_every", "preview_every", "preview_steps", "shift_knots", "state_minutes", "continue_from",
+    "save_every", "preview_every", "preview_steps", "shift_knots", "state_minutes", "continue_from", "rate_units",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def _widgets(names: tuple[str, ...], **host: Any) -> list[io.Input]:
         "shift_lr": {"round": False},
         "seed": {"control_after_generate": io.ControlAfterGenerate.fixed},
         "continue_from": {"options": states.choices(), "offers": states.LISTED_AS},
+        "rate_units": {"before": UNSAID_UNITS},
     }
     return [
         widget(
@@ -166,7 +167,7 @@ class SodaTrain(io.ComfyNode):
             warn=notice(cls.hidden.unique_id),
             **{n: values.pop(n) for n in settings_of(RunOptions) if n in values},
         )
-        settings = TrainSettings(**values)
+        settings = TrainSettings(**{"rate_units": UNSAID_UNITS, **values})  # (a prompt from before)
         for record in (settings, options):
             check_settings(record, offered=True)
         tell(graph_notices(cls.hidden.prompt or {}, cls.hidden.unique_id), options)

@@ -13,15 +13,18 @@ from ..soda_core.training.setting import settings_of
 from ..soda_core.training.settings import TrainSettings
 from .common import CATEGORY, TrainingSettingsType, widget
 
+#: In the order in which they came: a saved workflow stores values by their place.
+_CAME_LATER = ("rate_units",)
+
 
 def _inputs() -> list[io.Input]:
-    inputs = []
+    inputs = {}
     for record in (TrainSettings, RunOptions):
         for name, setting in settings_of(record).items():
             if setting.advanced:
                 host = {"options": states.choices()} if name == "continue_from" else {}
-                inputs.append(widget(record, name, advanced=None, **host))
-    return inputs
+                inputs[name] = widget(record, name, advanced=None, **host)
+    return [inputs[name] for name in sorted(inputs, key=_CAME_LATER.__contains__)]
 
 
 class SodaTrainingSettings(io.ComfyNode):

@@ -109,6 +109,16 @@ def identity_factors(sizes: Iterable[int]) -> list[Tensor]:
     return [torch.eye(k) for k in sizes]
 
 
+def rms_angle(sizes: Sequence[int]) -> float:
+    """RMS angle that K turns by, in units of e, where each factor of these sizes turns by a small skew step with RMS
+    entry e off its diagonal: ``√Σ (k_i - 1)``.
+
+    K's generator is ``Σ I ⊗ ξ_i ⊗ I``, whose terms are orthogonal to each other; ``‖ξ_i‖² = e² k_i (k_i - 1)`` and a
+    skew matrix of n dimensions has the mean squared angle ``‖·‖² / n``.
+    """
+    return math.sqrt(sum(k - 1 for k in sizes))
+
+
 def geodesic_power(factors: Sequence[Tensor], strength: float) -> list[Tensor]:
     """``R_i^s = exp(s log R_i)``; exactly the identity at 0 and exactly the factors at 1."""
     if strength == 1.0:

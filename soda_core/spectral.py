@@ -49,6 +49,21 @@ class Spectrum(ABC):
     def in_features(self) -> int:
         """Number of inputs of the weight, ``in * prod(kernel)``."""
 
+    @property
+    @abstractmethod
+    def norm(self) -> Tensor:
+        """Frobenius norm of the weight, ``()``."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """Number of singular values: min(out, in)."""
+
+    @property
+    def rms(self) -> Tensor:
+        """Root mean square of the weight's singular values, ``()``."""
+        return self.norm / math.sqrt(self.rank)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Spectrum:
         """The same on ``device``, its bases in ``dtype``; singular values keep theirs, so a shift loses nothing."""
         moved = {k: v.to(device, dtype if v.ndim == 2 else None) for k, v in self.tensors().items()}
@@ -101,17 +116,25 @@ class SvdSpectrum(Spectrum):
     def in_features(self) -> int:
         return self.Vh.shape[1]
 
+    @property
+    def norm(self) -> Tensor:
+        return self.S.norm()
+
+    @property
+    def rank(self) -> int:
+        return len(self.S)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"U": self.U, "S": self.S, "Vh": self.Vh}
 
 
 class QrSpectrum(Spectrum):
-    """``Qh (r, in)``; L itself is never needed, a shift only scales rows of Qh."""
+    """``Qh (r, in)`` and the weight's norm; L itself is never needed, a shift only scales rows of Qh."""
 
     kind: Decomposition = "qr"
 
-    def __init__(self, Qh: Tensor, out: int) -> None:
-        self.Qh, self.out = Qh, out
+    def __init__(self, Qh: Tensor, out: int, norm: Tensor) -> None:
+        self.Qh, self.out, self._norm = Qh, out, norm
 
     def delta(self, shift: Tensor) -> Tensor:
         return self._pad(shift[:, None] * self.Qh, dim=0)
@@ -135,8 +158,16 @@ class QrSpectrum(Spectrum):
     def in_features(self) -> int:
         return self.Qh.shape[1]
 
+    @property
+    def norm(self) -> Tensor:
+        return self._norm
+
+    @property
+    def rank(self) -> int:
+        return self.Qh.shape[0]
+
     def tensors(self) -> dict[str, Tensor]:
-        return {"Qh": self.Qh, "out": torch.tensor(self.out)}
+        return {"Qh": self.Qh, "out": torch.tensor(self.out), "norm": self._norm}
 
 
 def decompose(weight: Tensor, kind: Decomposition) -> Spectrum:
@@ -156,7 +187,7 @@ def decompose(weight: Tensor, kind: Decomposition) -> Spectrum:
     if kind == "svd":
         return SvdSpectrum(*thin_svd(W))
     if kind == "qr":
-        return QrSpectrum(canonical_lq(W)[1], W.shape[0])
+        return QrSpectrum(canonical_lq(W)[1], W.shape[0], W.norm())
     raise SettingsError(f"unknown decomposition {kind!r}; choose one of {list(get_args(Decomposition))}")
 
 
@@ -166,7 +197,7 @@ def spectrum_shapes(shape: tuple[int, ...], kind: Decomposition) -> dict[str, tu
     rank = min(out, width)
     if kind == "svd":
         return {"U": (out, rank), "S": (rank,), "Vh": (rank, width)}
-    return {"Qh": (rank, width), "out": ()}
+    return {"Qh": (rank, width), "out": (), "norm": ()}
 
 
 def basis_numbers(shape: tuple[int, ...], kind: Decomposition) -> int:
@@ -179,4 +210,4 @@ def from_tensors(kind: Decomposition, tensors: dict[str, Tensor]) -> Spectrum:
     """The inverse of :meth:`Spectrum.tensors`."""
     if kind == "svd":
         return SvdSpectrum(tensors["U"], tensors["S"], tensors["Vh"])
-    return QrSpectrum(tensors["Qh"], int(tensors["out"]))
+    return QrSpectrum(tensors["Qh"], int(tensors["out"]), tensors["norm"])

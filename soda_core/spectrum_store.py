@@ -19,6 +19,9 @@ from .errors import SodaError
 from .files import leftovers, replacing, sweep
 from .spectral import Decomposition, Spectrum, from_tensors, spectrum_shapes
 
+#: Of what is kept of a decomposition; raise it when that changes, and files from before are left to be dropped.
+_VERSION: dict[Decomposition, str] = {"svd": "", "qr": "-2"}
+
 
 class SpectrumStore:
     """Get-or-compute for :meth:`.base_weight.BaseWeight.decompose`; entries live on the CPU.
@@ -49,7 +52,7 @@ class SpectrumStore:
         Args:
             dtype: for its bases, see :meth:`.spectral.Spectrum.to`.
         """
-        key = f"{weight.fingerprint}-{kind}"
+        key = f"{weight.fingerprint}-{kind}{_VERSION[kind]}"
         spectrum = self._memory.get(key) or self._read(key, kind, weight)
         if spectrum is None:
             self.computed += 1

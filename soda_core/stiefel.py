@@ -24,7 +24,8 @@ class StiefelAdam(torch.optim.Optimizer):
 
     Args:
         params: orthogonal ``(k, k)`` matrices, or stacks ``(n, k, k)`` of them. All matrices of one size, device and
-            dtype are updated by the same few batched products, however they are handed in.
+            dtype are updated by the same few batched products, however they are handed in. A group of them may have
+            a ``scale`` that its lr is multiplied by: a number, or ``(n,)`` for each matrix of its one stack.
         lr: learning rate per step; an entry of ξ moves by about this much, in radians.
         betas: decay of the momentum and of the second moment.
         eps: added to the root of the second moment.
@@ -50,6 +51,17 @@ class StiefelAdam(torch.optim.Optimizer):
             for X in group["params"]:
                 if X.ndim < 2 or X.shape[-1] != X.shape[-2]:
                     raise ShapeError(f"StiefelAdam needs square matrices, got a parameter of shape {tuple(X.shape)}")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        scale = param_group.setdefault("scale", 1.0)
+        param_group["largest_scale"] = float(torch.as_tensor(scale).max())
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state from before there were scales
+            group.setdefault("scale", 1.0)
+            group.setdefault("largest_scale", 1.0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -82,8 +94,9 @@ class StiefelAdam(torch.optim.Optimizer):
         Y = _stack([state["momentum"] for state in states])
         P = _stack([state["second_moment"] for state in states])
         Y, P, X = stiefel_adam_step(
-            X, G, Y, P, t, lr=group["lr"], betas=group["betas"], eps=group["eps"], retraction=group["retraction"]
-        )
+            X, G, Y, P, t, lr=group["lr"], betas=group["betas"], eps=group["eps"], retraction=group["retraction"],
+            scale=group["scale"], largest_scale=group["largest_scale"],
+        )  # fmt: skip
         _unstack(Y, [state["momentum"] for state in states])
         _unstack(P, [state["second_moment"] for state in states])
         _unstack(X, params)
@@ -100,18 +113,25 @@ def stiefel_adam_step(
     betas: tuple[float, float],
     eps: float,
     retraction: Retraction,
+    scale: float | Tensor = 1.0,
+    largest_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Kong, Wang, Tao 2023, algorithm 2, for square matrices; all tensors ``(n, k, k)``; returns ``(Y, P, X)``.
 
     Momentum Y and second moment P are those of Adam, of the skew-symmetric ``A = XᵀG - GᵀX``.
+
+    Args:
+        scale: of lr; a number or ``(n,)``, one for each matrix.
+        largest_scale: known without looking at the data (no device synchronisation).
     """
     b1, b2 = betas
     XG = X.mT @ G
     A = XG - XG.mT
     Y = b1 * Y - (1 - b1) * A
     P = b2 * P + (1 - b2) * A * A
-    xi = (lr / (1 - b1**t)) * Y / ((P / (1 - b2**t)).sqrt() + eps)
-    return Y, P, polar(X @ retract(xi, retraction), _residual_bound(lr, X.shape[-1], retraction))
+    rate = lr / (1 - b1**t) * (scale if isinstance(scale, float) else scale.to(X)[:, None, None])
+    xi = rate * Y / ((P / (1 - b2**t)).sqrt() + eps)
+    return Y, P, polar(X @ retract(xi, retraction), _residual_bound(lr * largest_scale, X.shape[-1], retraction))
 
 
 def retract(xi: Tensor, retraction: Retraction) -> Tensor:

@@ -101,7 +101,7 @@ class MethodTraining:
 
     def watching(self) -> tuple[Measures, Validation]:
         """What a live view of our own methods looks with."""
-        return Measures(self.layers.trainable, self.session.weights), Validation(self.objective)
+        return Measures(self.layers.trainable), Validation(self.objective)
 
     def train(self, on_step: OnStep = lambda progress: None) -> Progress:
         progress = Progress()

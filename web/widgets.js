@@ -16,7 +16,10 @@ app.registerExtension({
     if (![...options.values()].some((o) => o.soda_when || o.hidden)) return;
     inputsOf.set(definition.name, options);
     follow(nodeType.prototype, "onNodeCreated", watchWidgets);
-    follow(nodeType.prototype, "onConfigure", showWhatMatters);
+    follow(nodeType.prototype, "onConfigure", (node, saved) => {
+      fillIn(node, saved);
+      showWhatMatters(node);
+    });
     follow(nodeType.prototype, "onConnectionsChange", showWhatMatters);
   },
 
@@ -48,6 +51,18 @@ function written(value) {
   const number = Number(value);
   if (String(value).trim() === "" || Number.isNaN(number)) return String(value);
   return number !== 0 && Math.abs(number) < 0.01 ? number.toExponential() : String(number);
+}
+
+/** A workflow from before there was a widget means what the widget says it does. */
+function fillIn(node, saved) {
+  const said = saved?.widgets_values;
+  if (!Array.isArray(said)) return; // a node that was only just made, or in a format of its own
+  const options = inputsOf.get(node.comfyClass);
+  const kept = (node.widgets ?? []).filter((widget) => widget.serialize !== false);
+  for (const [place, widget] of kept.entries()) {
+    const before = options.get(widget.name)?.soda_before;
+    if (before !== undefined && place >= said.length) widget.value = before;
+  }
 }
 
 function inputOptions({ input }) {
@@ -100,12 +115,12 @@ function isLinked(node, name) {
   return node.inputs?.find((input) => input.name === name)?.link != null;
 }
 
-/** Call `then(this)` after a method, whatever it was. */
+/** Call `then(this, ...)` after a method, whatever it was, with what that was called with. */
 function follow(object, method, then) {
   const original = object[method];
   object[method] = function (...args) {
     const result = original?.apply(this, args);
-    then(this);
+    then(this, ...args);
     return result;
   };
 }

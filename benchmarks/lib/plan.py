@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.lib.kept import Kept
 from benchmarks.lib.merges import ALONE, SUM, Recipe, Strengths, recipes
-from benchmarks.lib.rates import LADDER, START, Line, Rates, best, next_tries
+from benchmarks.lib.rates import LADDER, START, Line, Rates, best, next_tries, two_parts
 from benchmarks.lib.results import Row
 from testbed.methods import METHODS, Method
 from testbed.world.tasks import Task
@@ -124,13 +124,13 @@ class Plan:
         return _job("real", {"method": "real pictures", "seed": 0}, asked, ("real", asked))
 
     def training(self, method: Method, task: Task, seed: int, rates: Rates) -> Job:
-        lr, shift_lr = rates.values
+        lr, shift_lr = rates.values(method)
         steps = self.scope.training(task.kind)["steps"]
         row = {"method": method.name, "budget": method.budget, "lr": lr, "shift_lr": shift_lr, "steps": steps}
         if method.key not in self._exactly:
             self._exactly[method.key] = hashlib.sha256(method.description().encode()).hexdigest()[:8]
         name = f"{method.key}/{self._exactly[method.key]}/lr{lr:g}+{shift_lr:g}"
-        return _job(name, {**row, "seed": seed}, (task,), ("train", method, task, seed, rates.values))
+        return _job(name, {**row, "seed": seed}, (task,), ("train", method, task, seed, (lr, shift_lr)))
 
     def drift(self, training: Job) -> Job:
         """What a training changed that it should not."""
@@ -256,11 +256,6 @@ class Plan:
                 method = replace(whole, name=said, settings={**(whole.settings or {}), **variant.settings})
                 rates = one if variant.one_rate else chosen
                 yield from (self.training(method, Task(kind, name), seed, rates) for seed in self.scope.seeds)
-
-
-def two_parts(method: Method) -> bool:
-    """Whether it has a rotation and a shift, and so may have a rate for each."""
-    return method.settings is not None and "train" not in method.settings
 
 
 def _pairs(subjects: Iterable[str], styles: Iterable[str]) -> list[Asked]:

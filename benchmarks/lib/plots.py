@@ -59,10 +59,10 @@ def scatter(points: Iterable[Point], title: str, path: Path, labels: tuple[str, 
 
 
 def rates(tried: Mapping[str, Mapping[tuple[str, bool], Mapping[float, float]]], title: str, path: Path) -> None:
-    """Score against the common rate of all parts, a panel for each kind of task: how much the choice matters.
+    """Score against what all parts' rates are multiplied by, a panel for each kind of task: how much it matters.
 
     Args:
-        tried: by kind, then by method and whether the budget is the second, then by rate.
+        tried: by kind, then by method and whether the budget is the second, then by multiple.
     """
     figure, axes = _panels(len(tried), (5.5 * len(tried), 4.2))
     for panel, (kind, methods) in zip(axes, tried.items(), strict=True):
@@ -75,7 +75,7 @@ def rates(tried: Mapping[str, Mapping[tuple[str, bool], Mapping[float, float]]],
                 label=method + (", small" if second else ""),
             )  # fmt: skip
         panel.set_xscale("log")
-        panel.set_xlabel("learning rate")
+        panel.set_xlabel("learning rate, as a multiple")
         panel.set_title(f"{kind}s", loc="left", fontsize=10)
         panel.grid(alpha=0.25)
     axes[0].set_ylabel("score")

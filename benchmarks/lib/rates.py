@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Finds a method's learning rates: on a ladder of factor 1.8, until the best has been tried on both sides.
 
-A method with rotation and shift may have a rate for each: they are searched one after the other along lines.
+A method with rotation and shift may have a rate for each: they are searched one after the other along lines. Rungs are
+counted from rates that move the demo's model alike: 0.01 in an entry of a factor, in a shift, and in other parameters.
 """
 
 from __future__ import annotations
@@ -9,9 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-STEP, MIDDLE = 1.8, 1e-2
-LADDER = range(-9, 8)  #: 5e-5, the authors' for SDXL, to 0.6
-START = (-4, -2, 0, 2)  #: what is tried first: 9.5e-4 to 3.2e-2
+from testbed.methods import Method
+
+Part = Literal["rotation", "shift", "other"]
+
+STEP = 1.8
+#: The factors' sizes in ``testbed.methods`` are 4 and 64 (or twice 16), and the model's singular values are about 2.
+MIDDLE: dict[Part, float] = {"rotation": 8e-2, "shift": 5e-3, "other": 1e-2}
+LADDER = range(-9, 8)  #: 0.005 to 60 times that: from the authors' rates for SDXL on
+START = (-4, -2, 0, 2)  #: what is tried first: a tenth to three times
 
 Line = Literal["both", "shift", "rotation"]
 
@@ -22,10 +29,10 @@ class Rates(NamedTuple):
     rotation: int
     shift: int
 
-    @property
-    def values(self) -> tuple[float, float]:
-        """Per step, of rotation and shift."""
-        return rate(self.rotation), rate(self.shift)
+    def values(self, method: Method) -> tuple[float, float]:
+        """Per step, of rotation and shift; twice the same where there is one."""
+        rotation, shift = parts(method)
+        return rate(self.rotation, rotation), rate(self.shift, shift)
 
     def along(self, line: Line) -> Iterator[tuple[int, Rates]]:
         """The ladder through this point: both rates moving at once, or one of them."""
@@ -37,8 +44,22 @@ class Rates(NamedTuple):
                 yield n, Rates(self.rotation, n) if line == "shift" else Rates(n, self.shift)
 
 
-def rate(rung: int) -> float:
-    return float(f"{MIDDLE * STEP**rung:.3g}")
+def parts(method: Method) -> tuple[Part, Part]:
+    """What its two rates are of."""
+    if method.settings is None:
+        return "other", "other"
+    one: dict[str, Part] = {"rotation only": "rotation", "shift only": "shift"}
+    only = one.get(method.settings.get("train", ""))
+    return (only, only) if only else ("rotation", "shift")
+
+
+def two_parts(method: Method) -> bool:
+    """Whether it has a rotation and a shift, and so may have a rate for each."""
+    return len(set(parts(method))) == 2
+
+
+def rate(rung: int, part: Part) -> float:
+    return float(f"{MIDDLE[part] * STEP**rung:.3g}")
 
 
 def best(scores: Mapping[Rates, float]) -> Rates:

@@ -12,7 +12,7 @@ from benchmarks.lib.measured import BOTH, Groups, Measured, in_order
 from benchmarks.lib.merges import ALONE, SUM, Recipe
 from benchmarks.lib.plan import ABLATIONS, KINDS, Plan
 from benchmarks.lib.plots import Point
-from benchmarks.lib.rates import LADDER, best, rate
+from benchmarks.lib.rates import LADDER, MIDDLE, STEP, best
 from benchmarks.lib.results import Row, write_rows
 from benchmarks.lib.sheet import Shown, write_sheet
 from testbed.methods import METHODS
@@ -155,19 +155,21 @@ def rates(measured: Measured, folder: Path) -> list[str]:
     for (key, kind), scores in tried.items():
         said = [f"{even[key, kind][n]:.3f}" if n in even[key, kind] else "" for n in rungs]
         chosen = best(scores)
-        values = " / ".join(f"{lr:g}" for lr in dict.fromkeys(chosen.values))
         method = METHODS[key]
+        values = " / ".join(f"{lr:g}" for lr in dict.fromkeys(chosen.values(method)))
         lines.append([method.name, method.budget, kind, *said, values, f"{scores[chosen]:.3f}", str(len(scores))])
     drawn: dict[str, dict[tuple[str, bool], dict[float, float]]] = {kind: {} for kind in KINDS}
     for (key, kind), scores in even.items():
         method = METHODS[key]
-        drawn[kind][method.name, method.budget == "small"] = {rate(n): score for n, score in scores.items()}
+        drawn[kind][method.name, method.budget == "small"] = {STEP**n: score for n, score in scores.items()}
     plots.rates(drawn, "How much the learning rate matters", folder / "quality-rates.png")
     return [
         "## Rates",
-        "Mean scores on subjects and a style that are not reported, by learning rate where there is one for all parts; "
-        "then the rates that were taken (rotation / shift), their score, and how many were tried.",
-        tables.markdown(["method", "budget", "task", *(f"{rate(n):g}" for n in rungs), "taken", "", "tries"], lines),
+        "Mean scores on subjects and a style that are not reported, by learning rate where all parts have the same "
+        f"multiple of {MIDDLE['rotation']:g} (rotations, in radians), {MIDDLE['shift']:g} (shifts, relative to the "
+        f"singular values) and {MIDDLE['other']:g} (other methods); then the rates that were taken (rotation / shift), "
+        "their score, and how many were tried.",
+        tables.markdown(["method", "budget", "task", *(f"{STEP**n:.2g}" for n in rungs), "taken", "", "tries"], lines),
     ]
 
 

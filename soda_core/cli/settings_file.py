@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The settings of a run as TOML: read for ``soda train``, and written from what an adapter's file says.
 
-Keys are the settings' names, without sections but for ``[factor_sizes]``: sizes by number of inputs.
+Keys are the settings' names, without sections but for ``[factor_sizes]``: sizes by number of inputs. A file with a
+learning rate and without ``rate_units`` is from before there was a choice, and counts as it was then.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..errors import SettingsError
 from ..text import printable
 from ..training.options import FolderOptions, RunSettings
 from ..training.setting import settings_of
-from ..training.settings import TrainSettings
+from ..training.settings import UNSAID_UNITS, TrainSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,6 +29,7 @@ else:
 #: What a run is told, in the order in which it is written.
 RECORDS: tuple[type, ...] = (TrainSettings, RunSettings, FolderOptions)
 _TABLE = "factor_sizes"
+_RATES = ("rotation_lr", "shift_lr")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def read(path: Path) -> dict[str, Any]:
             raise SettingsError(f"{path}: there is no setting {printable(name)!r}{hint}")
         else:
             values[name] = _typed(path, name, value, type(defaults[name]))
+    if not values.keys().isdisjoint(_RATES):
+        values.setdefault("rate_units", UNSAID_UNITS)
     return values
 
 

@@ -4,33 +4,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from ..spectral import SvdSpectrum
 from .trainable import TrainableAdapter
 
 
 class Measures:
-    """Sizes of the change that ``trainable`` makes, over all of its layers.
+    """Sizes of the change that ``trainable`` makes, over all of its layers."""
 
-    Args:
-        weights: the frozen weights by layer name, read once where shifts are trained whose spectrum does not tell
-            their norm.
-    """
-
-    def __init__(self, trainable: TrainableAdapter, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, trainable: TrainableAdapter) -> None:
         self.trainable = trainable
-        spectra = [layer.spectrum for layer in trainable.layers.values()]
-        known = [spectrum.S for spectrum in spectra if isinstance(spectrum, SvdSpectrum)]
-        self._S = torch.cat(known) if known else None
-        self._norm = 0.0
-        if self._S is not None:
-            self._norm = float(self._S.norm())  # ‖W‖ = ‖S‖
-        elif trainable.shifts is not None:
-            self._norm = math.hypot(*(float(W.float().norm()) for W in weights.values()))
+        spectra = [layer.spectrum for layer in trainable.layers.values() if layer.spectrum is not None]
+        singular_values = [spectrum.S for spectrum in spectra if isinstance(spectrum, SvdSpectrum)]
+        self._S = torch.cat(singular_values) if singular_values else None
+        self._norm = float(torch.stack([spectrum.norm for spectrum in spectra]).norm()) if spectra else 0.0
 
     @torch.no_grad()
     def rotation(self) -> float | None:

@@ -21,9 +21,11 @@ from ..kronecker import grouped
 from ..layer import SodaLayer
 from ..spectral import Spectrum, SvdSpectrum
 from ..stiefel import StiefelAdam
+from .adam import ScaledAdamW
 from .continuation import check_names, start_of
 from .settings import TrainSettings
 from .trainable_layer import TrainableLayer
+from .units import rotation_units, shift_units
 
 
 class TrainableAdapter(nn.Module):
@@ -146,15 +148,21 @@ class TrainableAdapter(nn.Module):
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Stiefel Adam for the rotations, AdamW for the shifts, as far as each is trained."""
+        settings, layers = self.settings, self.layers.values()
+        of_layer = settings.rate_units == "layer"
         optimizers: list[torch.optim.Optimizer] = []
         if self.rotations:
-            optimizers.append(
-                StiefelAdam(
-                    list(self.rotations.values()), lr=self.settings.rotation_lr, retraction=self.settings.retraction
-                )
-            )
+            groups: list[dict[str, Any]] = [{"params": [stack]} for stack in self.rotations.values()]
+            if of_layer:
+                for group, units in zip(groups, rotation_units(layers, self.rotation_stacks()), strict=True):
+                    group["scale"] = units
+            optimizers.append(StiefelAdam(groups, lr=settings.rotation_lr, retraction=settings.retraction))
         if self.shifts is not None:
-            optimizers.append(torch.optim.AdamW([self.shifts], lr=self.settings.shift_lr))
+            if of_layer:
+                units = shift_units(layers, self.shift_sizes).to(self.shifts)
+                optimizers.append(ScaledAdamW([self.shifts], settings.shift_lr, [units]))
+            else:
+                optimizers.append(torch.optim.AdamW([self.shifts], lr=settings.shift_lr))
         return optimizers
 
     @contextmanager

@@ -47,7 +47,7 @@ def test_twelve_widgets_at_first_sight_and_rates_as_one_writes_them(ui) -> None:
     # (one more while there is an unfinished run, as another test may have left)
     shown = [name for name in ui.page.evaluate(SHOWN, "SODATrain") if name != "continue_from"]
     assert len(shown) <= 12 and {"rotation_lr", "dco_beta", "shift_knots"} <= set(shown)
-    assert ui.page.evaluate("app.graph._nodes[0].widgets.find((w) => w.name === 'rotation_lr').value") == "5e-5"
+    assert ui.page.evaluate("app.graph._nodes[0].widgets.find((w) => w.name === 'rotation_lr').value") == "4e-4"
     ui.select("SODATrain")
     ui.shot("train-first-sight")
 
@@ -83,10 +83,11 @@ def test_an_older_workflow_says_what_it_said_and_shows_it(ui) -> None:
     said = {
         "steps": 3, "rotation_lr": 0.02, "shift_lr": 3e-5, "decomposition": "qr", "batch_size": 2, "seed": 11,
         "schedule": "cosine", "gradient_clip": 0.5, "loss": "min-snr", "min_snr_gamma": 4, "shift_knots": 8,
+        "rate_units": "entry",
     }  # fmt: skip
     assert {name: train[name] for name in said} == said
     shown = set(ui.page.evaluate(SHOWN, "SODATrain"))
-    assert {"batch_size", "schedule", "gradient_clip", "min_snr_gamma"} <= shown, "whatever is no default"
+    assert {"batch_size", "schedule", "gradient_clip", "min_snr_gamma", "rate_units"} <= shown, "whatever is no default"
     assert not {"warmup_steps", "retraction", "dco_beta"} & shown
     ui.select("SODATrain")
     ui.shot("older-workflow")

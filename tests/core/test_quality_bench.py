@@ -18,7 +18,7 @@ from benchmarks.lib.errors import cells, difference, mean
 from benchmarks.lib.kept import Kept
 from benchmarks.lib.merges import ALONE, WAYS, recipes
 from benchmarks.lib.plan import KINDS, Job, Plan
-from benchmarks.lib.rates import LADDER, Rates, best, next_tries
+from benchmarks.lib.rates import LADDER, MIDDLE, Rates, best, next_tries, parts
 from benchmarks.lib.results import write_rows
 from benchmarks.lib.sheet import MOST_BYTES, Shown, write_sheet, write_strip
 from benchmarks.quality import ALL, FULL, QUICK, SMALL
@@ -159,9 +159,12 @@ def test_a_scope_names_methods_and_keeps_what_is_reported_apart(scope) -> None:
 
 def pretend(job: Job) -> dict:
     """A row as a run would give it: rates matter, a subject or style alone scores little when both are asked for."""
-    rates = (job.row.get("lr", 1e-2), job.row.get("shift_lr", 1e-2))
+    off = [0.0]
+    if job.call[0] == "train":
+        rates = zip(("lr", "shift_lr"), parts(job.call[1]), strict=True)
+        off = [math.log(job.row[name] / MIDDLE[part]) for name, part in rates]
     likes = {"LoRA": 0.7, "LoKr": 0.6}.get(job.row["method"], 0.8)
-    score = likes / (1 + sum(abs(math.log(rate / 1e-2)) for rate in rates))
+    score = likes / (1 + sum(map(abs, off)))
     if job.row["task"] == "merge":
         a, b = job.row.get("strengths", (0, 0))
         score = likes / (1 + abs(a - 0.7) + abs(b - 1)) if a and b else 0.05

@@ -473,7 +473,7 @@ def test_how_far_a_run_has_gone(decomposition) -> None:
     shapes, settings = {"a": (12, 16)}, replace(SETTINGS, decomposition=decomposition, factor_count=2)
     W = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
     trainable = TrainableAdapter(shapes, settings, {"a": decompose(W, decomposition)})
-    measures = Measures(trainable, {"a": W})
+    measures = Measures(trainable)
     assert measures.rotation() == 0.0 and measures.shift() == 0.0
     with torch.no_grad():
         for k, stack in trainable.rotations.items():
@@ -488,6 +488,6 @@ def test_how_far_a_run_has_gone(decomposition) -> None:
 @pytest.mark.parametrize("what", ["rotation only", "shift only"])
 def test_what_is_not_trained_has_no_size(what) -> None:
     _, trainable, _ = problem(replace(SETTINGS, train=what))
-    measures = Measures(trainable, {})
+    measures = Measures(trainable)
     assert (measures.rotation() is None) == (what == "shift only")
     assert (measures.shift() is None) == (what == "rotation only")

@@ -73,6 +73,13 @@ def test_a_workflow_from_before_the_settings_node_says_what_it_said(server) -> N
     assert {name: found[name] for name in SAID_BEFORE} == SAID_BEFORE
 
 
+def test_rates_of_a_prompt_that_does_not_say_their_units_count_as_they_did_before(server) -> None:
+    g = training_graph(server, filename_prefix="units", steps=1)
+    assert g.nodes[g.train]["inputs"].pop("rate_units") == "layer"
+    server.queue(g.nodes)
+    assert settings_of_file(server, "units")["rate_units"] == "entry"
+
+
 def test_a_rate_may_be_text_as_the_widget_writes_it(server) -> None:
     """Out of a subgraph the front end sends the widget's text."""
     server.queue(training_graph(server, filename_prefix="written", steps=1, rotation_lr="5e-3").nodes)

@@ -12,6 +12,7 @@ import torch
 
 from ...training.loop import Progress
 from ...training.trainable import TrainableAdapter
+from ...training.units import rates_in_words
 from ..progress import ProgressBar
 from ..versions import is_cancel
 
@@ -57,6 +58,7 @@ def announce(
     shift = 0 if trainable.shifts is None else trainable.shifts.numel()
     logging.info("SODA: %s trained parameters (%s rotation, %s shift) in %d layers",
                  *(f"{n:,}" for n in (rotation + shift, rotation, shift)), len(trainable.layers))  # fmt: skip
+    logging.info("SODA: learning rates per step: %s", rates_in_words(trainable.settings))
     try:
         parts = memory()
     except Exception as error:  # a model that decides by values, say; training itself does not mind

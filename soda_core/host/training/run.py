@@ -120,7 +120,7 @@ class Run:
                 self._preview()
             live = self.options.live
             if live.watched:
-                measures, validation = Measures(self.trainable, self.session.weights), Validation(self.objective)
+                measures, validation = Measures(self.trainable), Validation(self.objective)
                 live.begin(self.settings, self.progress, measures, validation)
             self.loop.run(self.objective.batch_loss, self._after_step, lambda: live.finish)
             if self.options.preview_every and self.progress.step % self.options.preview_every:

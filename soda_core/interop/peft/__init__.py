@@ -5,7 +5,7 @@
     from soda_core.interop.peft import SodaConfig, create_optimizer, to_adapter
 
     model = get_peft_model(unet, SodaConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    optimizer = create_optimizer(model, rotation_lr=1e-3, shift_lr=1e-3)
+    optimizer = create_optimizer(model, rotation_lr=8e-3, shift_lr=1e-3)
     ...
     to_adapter(model).save("fox.safetensors")
 
