@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,11 +14,7 @@ from .base_weight import BaseWeight
 from .combine import RULES, total
 from .errors import BaseMismatchError, SettingsError
 from .kronecker import rotate
-from .layer import MOST_TERMS, AdaptedLayer, SodaLayer, StrengthMode, check_mode, check_strength
-
-#: How a layer's terms become one change: all but the last see changes only, see :mod:`.combine`.
-Rule = Literal["sum", "normalised", "projection", "tsv", "product"]
-
+from .layer import MOST_TERMS, AdaptedLayer, Rule, SodaLayer, StrengthMode, check_mode, check_strength
 
 #: Norm of a change whose square float32 still holds with room to spare.
 _LARGEST = 1e15
@@ -43,8 +38,7 @@ class Compound(AdaptedLayer):
 
     @property
     @abstractmethod
-    def rule(self) -> Rule:
-        """How the terms become one change, as a file calls it."""
+    def rule(self) -> Rule: ...
 
     @property
     def shape(self) -> tuple[int, ...] | None:  # type: ignore[override]

@@ -23,6 +23,8 @@ from .linalg import check_orthogonal
 from .spectral import Decomposition, Spectrum, SvdSpectrum
 
 StrengthMode = Literal["linear", "geodesic"]
+#: How the terms of one layer become one change: all but the last see changes only, see :mod:`.combine`.
+Rule = Literal["sum", "normalised", "projection", "tsv", "product"]
 
 #: Strengths lie between this and its negative: far beyond any use, far from where float32 ends.
 MOST_STRENGTH = 1000.0
@@ -75,6 +77,11 @@ class AdaptedLayer(ABC):
     shape: tuple[int, ...] | None
     #: strengths and SODA layers that it is made of; of a SODA layer itself at 1
     terms: tuple[tuple[float, SodaLayer], ...]
+
+    @property
+    @abstractmethod
+    def rule(self) -> Rule | None:
+        """How its terms become one change, as a file calls it; None of a SODA layer."""
 
     @property
     @abstractmethod
@@ -181,6 +188,10 @@ class SodaLayer(AdaptedLayer):
     @property
     def terms(self) -> tuple[tuple[float, SodaLayer], ...]:  # type: ignore[override]
         return ((1.0, self),)
+
+    @property
+    def rule(self) -> None:
+        return None
 
     @property
     def single(self) -> SodaLayer | None:

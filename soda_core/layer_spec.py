@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .base_check import SKETCH_SHAPE
-from .compound import Compound, Rule
-from .layer import AdaptedLayer, SodaLayer
+from .layer import AdaptedLayer, Rule, SodaLayer
 from .spectral import Decomposition
 
 
@@ -77,8 +76,7 @@ class LayerSpec:
 
     @classmethod
     def of(cls, layer: AdaptedLayer) -> LayerSpec:
-        rule = layer.rule if isinstance(layer, Compound) else None
-        return cls(tuple((strength, TermSpec.of(term)) for strength, term in layer.terms), rule)
+        return cls(tuple((strength, TermSpec.of(term)) for strength, term in layer.terms), layer.rule)
 
     def prefixes(self, name: str) -> list[str]:
         """What the tensors' keys of each term start with."""

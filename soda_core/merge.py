@@ -11,10 +11,10 @@ import torch
 
 from .adapter import SodaAdapter
 from .blocks import block_strengths
-from .compound import Compound, Rule, SodaProduct, SodaSum
+from .compound import SodaSum
 from .errors import MergeError, SettingsError
 from .geodesic import geodesic
-from .layer import MOST_TERMS, AdaptedLayer, SodaLayer, check_strength
+from .layer import MOST_TERMS, AdaptedLayer, Rule, SodaLayer, check_strength
 
 MergeMethod = Literal["delta", "geodesic", "normalised", "parts", "projection", "tsv"]
 Magnitude = Literal["constant", "orthofuse", "mean norm"]
@@ -154,21 +154,20 @@ def _summed(name: str, parts: list[tuple[float, AdaptedLayer]], rule: Rule) -> A
     """The parts' terms under one rule; plain sums, and if order is free those of the rule itself, are taken apart."""
     if len(parts) == 1:
         return _scaled(name, *parts[0])
-    apart = () if rule == "projection" else ("sum", rule)
+    apart = (None,) if rule == "projection" else (None, "sum", rule)
     for _, layer in parts:
-        if isinstance(layer, Compound) and layer.rule not in apart:
+        if layer.rule not in apart:
             raise _already_merged(name, layer)
     return _sum(name, [(strength * a, term) for strength, layer in parts for a, term in layer.terms], rule)
 
 
 def _scaled(name: str, strength: float, layer: AdaptedLayer) -> AdaptedLayer:
     """A layer that only one adapter has, at a strength."""
-    if isinstance(layer, SodaProduct):
+    if layer.rule == "product":
         if strength != 1.0:
             raise _already_merged(name, layer)
         return layer
-    rule = layer.rule if isinstance(layer, SodaSum) else "sum"
-    return _sum(name, [(strength * a, term) for a, term in layer.terms], rule)
+    return _sum(name, [(strength * a, term) for a, term in layer.terms], layer.rule or "sum")
 
 
 def _sum(name: str, terms: list[tuple[float, SodaLayer]], rule: Rule) -> SodaSum:
@@ -190,7 +189,7 @@ def _single(name: str, layer: AdaptedLayer) -> SodaLayer:
 
 
 def _already_merged(name: str, layer: AdaptedLayer) -> MergeError:
-    rule = layer.rule if isinstance(layer, Compound) else "sum"
+    rule = layer.rule or "sum"
     kind = {"sum": "delta", "product": "geodesic or parts"}.get(rule, rule)
     advice = {
         "sum": "which has no factors; use method 'delta'",

@@ -15,10 +15,9 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, get_args
 
-from .compound import Rule
 from .errors import FileFormatError
 from .kronecker import LARGEST_FACTOR, MOST_FACTORS
-from .layer import MOST_STRENGTH, MOST_TERMS
+from .layer import MOST_STRENGTH, MOST_TERMS, Rule
 from .layer_spec import LayerSpec, TermSpec
 from .spectral import Decomposition
 from .text import half_character

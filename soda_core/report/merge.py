@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from ..adapter import SodaAdapter
 from ..blocks import block_strengths, groups, short_name
-from ..compound import SodaProduct
 from ..interference import Interference
 
 #: Layers that are listed one by one.
@@ -150,7 +149,7 @@ def interference_report(
 def notes(subject: SodaAdapter, merged: SodaAdapter) -> list[str]:
     """What a merge did that its method's name does not say."""
     said, method = [], merged.metadata["settings"]["merge_method"]
-    products = sum(isinstance(layer, SodaProduct) for layer in merged.layers.values())
+    products = sum(layer.rule == "product" for layer in merged.layers.values())
     shifts = sum(layer.rank is not None for layer in subject.layers.values())
     if method == "parts" and shifts:
         said.append(f"the subject's shift ({shifts} of {len(subject.layers)} layers have one) is left out")
