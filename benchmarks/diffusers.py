@@ -31,9 +31,10 @@ from testbed.machine import core_count
 from testbed.methods import METHODS
 from testbed.paths import cache_root
 from testbed.predictions import FAMILIES
+from testbed.recipes import RECIPES
 from testbed.world.tasks import SUBJECT
 
-PICTURES, SAMPLING_STEPS, LR = 6, 16, 1e-2
+PICTURES, SAMPLING_STEPS = 6, 16
 
 
 @torch.no_grad()
@@ -86,9 +87,10 @@ def pictures(steps: int) -> list[Row]:
     from testbed.training import train_method
 
     bed = TestBed(demo_base.checkpoint(cache_root()))
-    method = METHODS["SODA-SVD curve-large"]
+    method, recipe = METHODS["SODA-SVD curve-large"], RECIPES["subject"]
+    rates = recipe.rotation_lr, recipe.shift_lr
     with torch.enable_grad():
-        trained = train_method(bed.patcher, bed.training_data(SUBJECT), method, LR, steps=steps, seed=0, loss="mse")
+        trained = train_method(bed.patcher, bed.training_data(SUBJECT), method, *rates, steps=steps, seed=0, loss="mse")
     if trained.adapter is None:
         raise RuntimeError(f"{method.key} leaves no adapter")
     theirs = diffusers_models.build(demo_base.PRESET, demo_base.parts()["unet"])

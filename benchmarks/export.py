@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a LoRA keeps of an adapter, in numbers and in pictures.
 
-    python dev.py bench export [--quick] [--steps 220] [--count 24]
+    python dev.py bench export [--quick] [--steps 100] [--count 24]
 
-Trains a subject and a style on the demo's base model with the demo's settings, exports both at several ranks, to a
+Trains a subject and a style as the demo does, exports both at several ranks, to a
 given error and exactly, and paints with each from the same noise. Writes ``benchmarks/results/export.json``,
 ``export.md`` and, of the pictures, ``export.png``.
 """
@@ -26,14 +26,9 @@ from testbed.machine import core_count
 from testbed.methods import Method
 from testbed.paths import cache_root
 from testbed.pretrain.loop import sheet
+from testbed.recipes import RECIPES
 from testbed.world.tasks import STYLE, SUBJECT, Task
 
-#: the demo's, but for the layers: those that LoRAs are commonly trained for
-TRAIN = {"layers": "attention + feed-forward", "loss": "mse", "seed": 0}
-OWN = {
-    "subject": ({"factor_preset": "large", "schedule": "cosine"}, 3e-3),
-    "style": ({"factor_preset": "auto", "schedule": "constant"}, 4e-3),
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "exact": {"by": "exact"},
     "error 0.1": {"by": "error", "error": 0.1},
@@ -57,7 +52,7 @@ def stored_deltas(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int,
     return deltas
 
 
-def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str, Tensor]) -> list[Row]:
+def rows_of(bed: TestBed, task: Task, steps: int | None, count: int, painted: dict[str, Tensor]) -> list[Row]:
     """One row for each way out; ``painted`` takes the first pictures of each."""
     from soda_core.fileformat import to_bytes
     from soda_core.host.export import ModelWeights
@@ -65,9 +60,10 @@ def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str,
     from soda_core.interop.lora_settings import LoraSettings
     from testbed.training import train_method
 
-    settings, rate = OWN[task.kind]
-    method = Method("soda", "large", settings)
-    trained = train_method(bed.patcher, bed.training_data(task), method, rate, steps=steps, **TRAIN)
+    recipe = RECIPES[task.kind]
+    settings = recipe.settings | {"seed": 0} | ({} if steps is None else {"steps": steps})
+    data, method = bed.training_data(task), Method("SODA-SVD curve", "large")
+    trained = train_method(bed.patcher, data, method, recipe.rotation_lr, recipe.shift_lr, **settings)
     assert trained.adapter is not None
     weights = ModelWeights(bed.patcher)
     adapter = trained.adapter
@@ -88,10 +84,8 @@ def rows_of(bed: TestBed, task: Task, steps: int, count: int, painted: dict[str,
         rows[name] |= evaluate.odds(predictions, prompts) | {
             "pixel_change": float((pictures - soda).square().mean().sqrt())
         }
-    return [
-        {"bench": task.kind, "variant": name, "megabytes": megabytes.get(name), "steps": steps, "count": count, **row}
-        for name, row in rows.items()
-    ]
+    common = {"bench": task.kind, "steps": settings["steps"], "count": count}
+    return [{**common, "variant": name, "megabytes": megabytes.get(name), **row} for name, row in rows.items()]
 
 
 def tables(rows: list[Row]) -> str:
@@ -110,7 +104,7 @@ def tables(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps and pictures; nothing is written")
-    parser.add_argument("--steps", type=int, default=220, help="training steps for each adapter")
+    parser.add_argument("--steps", type=int, help="of each training, instead of the demo's own")
     parser.add_argument("--count", type=int, default=24, help="pictures for each way out")
     args = parser.parse_args()
     steps, count = (6, 4) if args.quick else (args.steps, args.count)

@@ -31,6 +31,7 @@ from testbed.machine import core_count
 from testbed.methods import SODA_LARGE, Method
 from testbed.paths import cache_root
 from testbed.pretrain import flow
+from testbed.recipes import RECIPES
 from testbed.world.render import images
 from testbed.world.scene import draw_scene
 from testbed.world.tasks import STYLE, SUBJECT, Task
@@ -79,18 +80,20 @@ def load(bed: TestBed, weights: Weights) -> None:
             parameter.copy_(weights[name])
 
 
-def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, lr: float, steps: int) -> list[Row]:
+def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, steps: int) -> list[Row]:
     """Train on the float32 copy, then compute the change of every weight again on each copy. Rows: layers, then all."""
     from testbed.training import train_method
 
     method = Method(form, "large", {"factor_sizes": SODA_LARGE, **FORMS[form]})
+    recipe = RECIPES[task.kind]
+    rates = {"rotation_lr": recipe.rotation_lr, "shift_lr": recipe.shift_lr}
     load(bed, bases["fp32"])
     trained = train_method(
-        bed.patcher, bed.training_data(task), method, lr, steps=steps, batch_size=1, seed=0, loss="mse"
+        bed.patcher, bed.training_data(task), method, *rates.values(), steps=steps, batch_size=1, seed=0, loss="mse"
     )
     assert trained.adapter is not None
     prompts = evaluate.prompts_of([task], PROMPT_COUNT)
-    common = {"task": task.kind, task.kind: task.name, "shift": form, "lr": lr, "steps": steps}
+    common = {"task": task.kind, task.kind: task.name, "shift": form, **rates, "steps": steps}
     rows: list[Row] = []
     keys = {name: f"{name.removeprefix('diffusion_model.')}.weight" for name in trained.adapter.layers}
     trained_on = {
@@ -151,7 +154,6 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(core_count())
@@ -159,7 +161,7 @@ def main() -> None:
     bases, rows = copies(bed), []
     for task in (SUBJECT, STYLE):
         for form in FORMS:
-            rows += measure(bed, bases, task, form, args.lr, args.steps)
+            rows += measure(bed, bases, task, form, args.steps)
     layers = [row for row in rows if row["layer"] != "all"]
     for base in ("all copies", *bases):
         of = [row for row in layers if base in ("all copies", row["base"])]

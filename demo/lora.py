@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from demo.settings import LORA_RANK, RECIPES
+from demo.settings import LORA_RANK
 from testbed.bed import TestBed
 from testbed.methods import Method
+from testbed.recipes import RECIPES
 from testbed.world.tasks import Task
 
 EVERY_LAYER = [""]  #: of those that the run adapts: all names end with nothing

@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from demo.build_workflows import NEGATIVE
-from demo.settings import MERGE, RECIPES, SAMPLE
+from demo.settings import MERGE, SAMPLE
 from testbed.checkpoints import BASE_NAME
+from testbed.recipes import RECIPES
 from testbed.world.render import SIDE
 
 Prompt = dict[str, Any]  #: a workflow as the host runs it

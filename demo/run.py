@@ -28,13 +28,14 @@ from demo.lora import train_lora
 from demo.page import write_page
 from demo.prompts import Prompt, ask, for_demo, node, set_inputs, with_loras
 from demo.results import BASE, SUBJECT, Results, Row, Training
-from demo.settings import ANOTHER_CLASS, MERGE, RECIPES, SCENES, STYLE_WORDS, STYLES, SUBJECTS
+from demo.settings import ANOTHER_CLASS, MERGE, SCENES, STYLE_WORDS, STYLES, SUBJECTS
 from demo.sheet import write_sheet, write_thumbnails
 from testbed.bed import TestBed
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
 from testbed.machine import core_count, processor
 from testbed.paths import ROOT, cache_root
+from testbed.recipes import RECIPES
 from testbed.server import Server
 from testbed.world.render import SIDE
 from testbed.world.tasks import Task

@@ -21,10 +21,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from demo.build_workflows import workflow_file
 from demo.prompts import demo_settings
 from demo.run import Demo, say
-from demo.settings import RECIPES, SAMPLE, SCENES, STYLE_WORDS, STYLES, SUBJECTS
+from demo.settings import SAMPLE, SCENES, STYLE_WORDS, STYLES, SUBJECTS
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
 from testbed.paths import ROOT, cache_root
+from testbed.recipes import RECIPES
 from testbed.server import Server
 
 #: nothing over the graph

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import pytest
 
-from demo.settings import MERGE, RECIPES
+from demo.settings import MERGE
 from soda_core.merge import merge
 from testbed import evaluate
 from testbed.bed import TestBed
 from testbed.demo_base import checkpoint
 from testbed.methods import Method
+from testbed.recipes import RECIPES
 from testbed.world.tasks import STYLE, SUBJECT
 
 SODA = Method("SODA-SVD", "large", {"decomposition": "svd"})

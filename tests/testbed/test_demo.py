@@ -11,9 +11,10 @@ from PIL import Image
 
 from demo.results import BASE, SUBJECT, Results, Row, Training
 from demo.run import kept_names
-from demo.settings import ANOTHER_CLASS, RECIPES, SCENES, STYLES, SUBJECTS
+from demo.settings import ANOTHER_CLASS, SCENES, STYLES, SUBJECTS
 from demo.sheet import GAP, GROUND, HEAD, HEADER, SMALL, STEP, write_sheet
 from soda_core.training.settings import TrainSettings
+from testbed.recipes import RECIPES
 from testbed.world.render import SIDE
 from testbed.world.vocabulary import BACKGROUNDS, CLASSES
 
