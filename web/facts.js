@@ -5,45 +5,48 @@ import { api } from "../../scripts/api.js";
 import { factsOf } from "./lib/facts.js";
 import { showText } from "./lib/text_on_node.js";
 
-async function refresh(node, name) {
+const chooser = (node) => node.widgets?.find((each) => each.name === "adapter_name");
+
+/** Show the facts of the chosen file; one that is not in the list is not asked for. */
+async function refresh(node) {
+  const { value, options } = chooser(node);
+  const name = options.values?.includes?.(value) ? value : "";
+  if (name === node.sodaFile) return;
   node.sodaFile = name; // the answer to an older choice may come later than that to a newer one
-  if (!name) return showText(node, ""); // none is chosen yet
   let text = "";
   try {
-    const answer = await api.fetchApi(`/view_metadata/soda?filename=${encodeURIComponent(name)}`);
+    const answer = name && (await api.fetchApi(`/view_metadata/soda?filename=${encodeURIComponent(name)}`));
     // (nothing for a header above 1 MiB, which the host does not read)
-    if (answer.ok) text = factsOf(await answer.json(), app.extensionManager?.setting?.get("Comfy.Locale"));
+    if (answer?.ok) text = factsOf(await answer.json(), app.extensionManager?.setting?.get("Comfy.Locale"));
   } catch (error) {
     console.warn("SODA: could not read what", name, "says of itself", error);
   }
   if (node.sodaFile === name) showText(node, text);
 }
 
-function followed(node) {
-  if (node.comfyClass !== "SODALoadAdapter") return;
-  const name = node.widgets?.find((each) => each.name === "adapter_name")?.value;
-  if (name !== node.sodaFile) refresh(node, name);
+/** A little later, when everything that is loaded with it is there. */
+function follow(node) {
+  if (node.comfyClass === "SODALoadAdapter" && chooser(node)) setTimeout(() => refresh(node));
 }
 
 app.registerExtension({
   name: "soda.facts",
   // templates' loaders take the newest adapter without a word to the widget, once all is loaded (see library.js)
-  loadedGraphNode: (node) => setTimeout(() => followed(node)),
-  refreshComboInNodes: () => setTimeout(() => app.graph.nodes.forEach(followed)),
+  loadedGraphNode: follow,
+  refreshComboInNodes: () => app.graph.nodes.forEach(follow),
   nodeCreated(node) {
-    if (node.comfyClass !== "SODALoadAdapter") return;
-    const widget = node.widgets?.find((each) => each.name === "adapter_name");
+    const widget = node.comfyClass === "SODALoadAdapter" && chooser(node);
     if (!widget) return;
     const changed = widget.callback;
-    widget.callback = function (value, ...rest) {
-      changed?.call(this, value, ...rest);
-      refresh(node, value);
+    widget.callback = function (...args) {
+      changed?.apply(this, args);
+      follow(node);
     };
     const configured = node.onConfigure; // a saved graph sets values without a word to the widget
     node.onConfigure = function (...args) {
       configured?.apply(this, args);
-      refresh(node, widget.value);
+      follow(node);
     };
-    queueMicrotask(() => node.sodaFile ?? refresh(node, widget.value));
+    follow(node);
   },
 });
