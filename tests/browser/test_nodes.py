@@ -9,6 +9,9 @@ from PIL import Image
 
 from soda_core import SodaAdapter, SodaLayer
 
+from .conftest import workflow
+from .ui import Ui
+
 LAYER = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 #: What stands below a node's widgets, by its type; nothing where nothing stands there.
 TEXT = "(type) => app.graph._nodes.find((n) => n.type === type)?.widgets?.find((w) => w.name === 'soda_text')?.value"
@@ -64,3 +67,45 @@ def test_load_shows_what_its_file_says_and_asks_for_none_that_is_not_there(ui, s
     ui.page.evaluate(R)
     ui.wait(f"({TEXT})('SODALoadAdapter')?.includes('late')")
     assert len(asked) == 1
+
+
+def merging(ui: Ui, files: list[str], prefix: str) -> None:
+    """The shipped workflow without its picture."""
+    values = {"SODALoadAdapter": {"adapter_name": files[0]}, "SODASaveAdapter": {"filename_prefix": prefix}}
+    ui.load(workflow("merge_subject_and_style"), values)
+    gone = "['KSampler', 'VAEDecode', 'SaveImage']"
+    ui.page.evaluate(f"app.graph._nodes.filter((n) => {gone}.includes(n.type)).forEach((n) => app.graph.remove(n))")
+
+
+def test_a_saved_file_is_in_every_list_that_offers_it(ui, server, files) -> None:
+    """Also in those of a stack's rows, whether they are there already or come later."""
+    places = [
+        ("SODALoadAdapter", "adapter_name"), ("SODATrainingSettings", "continue_from"), ("SODATrain", "continue_from"),
+        ("SODAStack", "adapter_1"), ("SODAStack", "more_2.adapter_2"), ("SODAStack", "more_2.more_3.adapter_3"),
+    ]  # fmt: skip
+    merging(ui, files, f"saved-{ui.name}")
+    ui.page.evaluate(
+        "(types) => types.forEach((type) => app.graph.add(LiteGraph.createNode(type)))",
+        ["SODATrainingSettings", "SODATrain", "SODAStack"],
+    )
+    ui.page.evaluate(SET, ["SODAStack", "more_2", "yes"])
+    ui.page.evaluate(SET, ["SODAStack", "more_2.adapter_2", files[1]])
+    ui.page.evaluate("app.graph._nodes.find((n) => n.type === 'SODATrain').mode = 2")  # (it has no pictures)
+    ui.run()
+    made = f"saved-{ui.name}_00001_.safetensors"
+    ui.wait(f"({LISTED})(['SODAStack', 'adapter_1']).includes('{made}')")
+    ui.page.evaluate(SET, ["SODAStack", "more_2.more_3", "yes"])
+    for place in places:
+        assert made in ui.page.evaluate(LISTED, place), place
+    assert ui.page.evaluate(LISTED, ["SODAStack", "more_2"]) == ["no", "yes"]
+    row = (
+        "app.graph._nodes.find((n) => n.type === 'SODAStack').widgets.find((w) => w.name === 'more_2.adapter_2').value"
+    )
+    assert ui.page.evaluate(row) == files[1], "what was chosen stays"
+    ui.select("SODAStack")
+    ui.shot("stack")
+    save(server, f"copied-{ui.name}")
+    ui.page.evaluate(R)
+    ui.page.evaluate(SET, ["SODAStack", "more_2.more_3.more_4", "yes"])
+    for place in (*places, ("SODAStack", "more_2.more_3.more_4.adapter_4")):
+        assert f"copied-{ui.name}.safetensors" in ui.page.evaluate(LISTED, place), place
