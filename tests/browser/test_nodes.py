@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from PIL import Image
 
 from soda_core import SodaAdapter, SodaLayer
+from testbed.paths import ROOT
 
 from .conftest import workflow
 from .ui import Ui
@@ -109,3 +112,85 @@ def test_a_saved_file_is_in_every_list_that_offers_it(ui, server, files) -> None
     ui.page.evaluate(SET, ["SODAStack", "more_2.more_3.more_4", "yes"])
     for place in (*places, ("SODAStack", "more_2.more_3.more_4.adapter_4")):
         assert f"copied-{ui.name}.safetensors" in ui.page.evaluate(LISTED, place), place
+
+
+def test_reports_and_summaries_stand_on_their_nodes(ui, files) -> None:
+    merging(ui, files, f"reported-{ui.name}")
+    ui.page.evaluate(
+        SET, ["SODAMerge", "subject_strength", 0.5 if ui.name == "classic" else 0.75]
+    )  # (not in the cache)
+    ui.page.evaluate(
+        """() => {
+            const node = LiteGraph.createNode("SODAInspectAdapter")
+            app.graph.add(node)
+            app.graph._nodes.find((n) => n.type === "SODAMerge").connect(0, node, 0)
+        }"""
+    )
+    ui.run()
+    ui.wait(f"({TEXT})('SODAMerge')?.includes('Verdict')")
+    ui.wait(f"({TEXT})('SODAInspectAdapter')?.includes('| down |')")
+    ui.select("SODAMerge")
+    ui.page.get_by_text("Verdict").first.wait_for()
+    ui.shot("report")
+    ui.select("SODAInspectAdapter")
+    ui.shot("summary")
+
+
+def test_links_of_adapters_and_settings_have_a_colour(ui) -> None:
+    colours = ui.page.evaluate(
+        """() => ["SODA_ADAPTER", "SODA_SETTINGS"].map((type) => [
+            app.canvas.default_connection_color_byType[type], app.canvas.constructor.link_type_colors[type],
+            getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`).trim()])"""
+    )
+    for each in colours:
+        assert len(set(each)) == 1 and each[0].startswith("#")
+    assert colours[0] != colours[1]
+
+
+def test_a_notice_stands_on_the_node_until_it_runs_again(ui, server) -> None:
+    small = {"width": 64, "height": 64}
+    tiny = {
+        "steps": 1,
+        "preview_every": 0,
+        "shift_lr": "0",
+        "rotation_lr": "0.01",
+        "loss": "mse",
+        "decomposition": "qr",
+    }
+    values = {"ImageScale": small, "EmptyLatentImage": small, "KSampler": {"steps": 1}, "SODATrain": tiny}
+    ui.load(workflow("train_subject"), values)
+    ui.select("SODATrain")
+    ui.run()
+    notice = ui.page.get_by_role("alert").get_by_text("shift_lr is 0: this part stays as it is")
+    notice.wait_for(state="visible")
+    ui.shot("notice")
+    ui.page.evaluate(SET, ["SODATrain", "shift_lr", "0.01"])
+    ui.run()
+    notice.wait_for(state="detached")
+
+
+def test_a_blueprints_node_has_the_settings_that_matter(ui) -> None:
+    for title, names in {
+        "Train my subject": ["folder", "find", "trigger_phrase", "filename_prefix", "steps", "rotation_lr", "shift_lr",
+                             "preview_every", "seed"],
+        "Merge and compare": ["text", "adapter_name", "adapter_name_1", "subject_strength", "style_strength", "method",
+                              "value"],
+    }.items():  # fmt: skip
+        ui.load(json.loads((ROOT / "subgraphs" / f"{title}.json").read_text("utf-8")))
+        assert ui.page.evaluate("app.graph._nodes[0].widgets.filter((w) => !w.hidden).map((w) => w.name)") == names
+
+
+def test_a_click_in_the_model_library_brings_the_loader(ui, files) -> None:
+    """As it brings Load LoRA: another click puts it down."""
+    ui.page.evaluate("app.graph.clear()")
+    toggle = "app.extensionManager.command.execute('Workspace.ToggleSidebarTab.model-library')"
+    ui.page.evaluate(toggle)
+    ui.page.get_by_placeholder("Search Models...").fill("fox")
+    ui.page.get_by_role("treeitem").get_by_text("fox").first.click()
+    ui.page.mouse.move(700, 500, steps=5)
+    ui.shot("library")
+    ui.page.mouse.click(700, 500)
+    ui.wait("app.graph._nodes.length > 0")
+    found = "app.graph._nodes.map((n) => [n.type, n.widgets.find((w) => w.name === 'adapter_name')?.value])"
+    assert ui.page.evaluate(found) == [["SODALoadAdapter", files[0]]]
+    ui.page.evaluate(toggle)
