@@ -21,7 +21,8 @@ function chooseNewest(node) {
   const prefix = node.properties?.soda_choose;
   const widget = prefix && node.widgets?.find((widget) => widget.name === "adapter_name");
   if (!widget) return;
-  const newest = widget.options.values?.filter?.((name) => new RegExp(`^${prefix}_\\d+_\\.`).test(name)).sort().at(-1);
+  const counted = (name) => name.startsWith(`${prefix}_`) && /^\d+_\./.test(name.slice(prefix.length + 1));
+  const newest = widget.options.values?.filter?.(counted).sort().at(-1);
   if (widget.value === "" && newest) widget.value = newest;
   if (widget.value !== "") delete node.properties.soda_choose; // chosen, by whomever
 }
