@@ -120,7 +120,7 @@ Use both placeholder words in the **prompt**.""",
 **底模**上训练的。加载节点只用到“适配器”这一个输出。
 
 - **主体强度**、**风格强度**：1 = 训练时的样子。哪个压过了另一个，就把哪个调低。
-- **合并方式**
+- **融合方法**
   - *delta*：把两者的改动加到底模权重上；同一底模的任意两个适配器都能用。
   - *geodesic*：把旋转的角度相加；因子大小相同时，结果和原来一样小。
   - *parts*：主体的旋转，加上用 *shift only* 训练的风格的偏移。
@@ -161,7 +161,7 @@ The result is an ordinary MODEL: LoRAs, ControlNet and further adapters go behin
 提示词里的 `{trigger}` 会换成适配器里保存的触发词。风格可以写成 `a house, {trigger}`。
 
 - **模型强度**：0 = 底模，1 = 训练时的样子。
-- **模式**
+- **强度模式**
   - *linear*：和 LoRA 一样，多个适配器相加。
   - *geodesic*：按比例转动旋转的角度；强度大于 1 时可以试试。
 

@@ -123,6 +123,16 @@ def test_notes_are_in_both_languages(name) -> None:
     assert sorted(bool(re.search("[\u4e00-\u9fff]", text)) for text in texts) == [False, True]
 
 
+@pytest.mark.parametrize("name", TITLES)
+def test_chinese_notes_call_settings_as_the_nodes_do(name) -> None:
+    nodes = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8")).values()
+    called = {entry["name"] for node in nodes for entry in node["inputs"].values()}
+    texts = [n["widgets_values"][0] for n in shipped(name)["nodes"] if n["type"] == "MarkdownNote"]
+    items = [line for text in texts for line in re.findall(r"^- (\*\*[^：\n]*\*\*)(?:：|$)", text, re.MULTILINE)]
+    named = {part for line in items for bold in re.findall(r"\*\*([^*]+)\*\*", line) for part in bold.split("、")}
+    assert {part for part in named if re.search("[\u4e00-\u9fff]", part)} <= called
+
+
 @pytest.mark.usefixtures("newest")
 def test_they_are_what_the_builder_writes(server) -> None:
     for name, workflow in build_all(server.object_info()).items():

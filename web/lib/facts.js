@@ -3,7 +3,7 @@
 
 const WORDS = {
   en: { trigger: "trigger", base: "base", trained: "trained", merged: "merged", layers: "layers", steps: "steps", pictures: "pictures" },
-  zh: { trigger: "触发词", base: "底模", trained: "训练", merged: "合并自", layers: "层", steps: "步", pictures: "张图" },
+  zh: { trigger: "触发词", base: "底模", trained: "训练", merged: "融合自", layers: "层", steps: "步", pictures: "张图" },
 };
 
 /** One line, without what Markdown would obey. */
