@@ -173,6 +173,11 @@ def _written(name: str) -> Iterator[None]:
         ) from error
 
 
+def previews() -> Path:
+    """Where pictures of trainings go."""
+    return Path(folder_paths.get_output_directory(), "soda-previews")
+
+
 def save_preview(
     picture: Image.Image, prefix: str, step: int, prompt: int, metadata: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -183,8 +188,9 @@ def save_preview(
     Returns:
         the file as the host's ``/view`` takes it; nothing where it could not be kept.
     """
-    folder, which = folder_paths.get_output_directory(), f"-{prompt + 1}" if prompt else ""
-    target = Path(folder, "soda-previews", f"{check_prefix(prefix)}-step{step:05}{which}.png")
+    folder, which = previews(), f"-{prompt + 1}" if prompt else ""
+    target = folder / f"{check_prefix(prefix)}-step{step:05}{which}.png"
     if not pictures.save(picture, target, metadata):
         return {}
-    return {"filename": target.name, "subfolder": target.parent.relative_to(folder).as_posix(), "type": "output"}
+    subfolder = target.parent.relative_to(folder.parent).as_posix()
+    return {"filename": target.name, "subfolder": subfolder, "type": "output"}

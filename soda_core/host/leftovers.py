@@ -15,5 +15,5 @@ from .training import states
 def sweep_all() -> None:
     """Remove what is older than a day."""
     listed = [path for kind in (folders.FOLDER, folders.LORAS) for path in folder_paths.get_folder_paths(kind)]
-    for folder in (*map(Path, listed), spectra.folder(), states.folder()):
+    for folder in (*map(Path, listed), folders.previews(), spectra.folder(), states.folder()):
         sweep(folder)
