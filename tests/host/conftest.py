@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+
+from testbed.paths import ROOT
 
 FAMILIES = {"sd15-min": (768, 0), "sdxl-koala-min": (2048, 1280), "sd3-d2": (4096, 2048)}
 #: and some that few tests are run with
@@ -24,6 +28,13 @@ def conditioning(preset: str, seed: int = 0):
 def latents(model, count: int = 2, size: int = 8, seed: int = 0):
     g = torch.Generator().manual_seed(seed)
     return {"samples": torch.randn(count, model.model.latent_format.latent_channels, size, size, generator=g)}
+
+
+def in_words(state: dict[str, Any]) -> str:
+    """The note of a training's state as an English front end shows it, where there are words for it."""
+    words = json.loads((ROOT / "locales" / "en" / "main.json").read_text("utf-8"))["soda"]
+    key = state["note_words"].get("key")
+    return words[key].format(**state["note_words"]) if key else state["note"]
 
 
 @pytest.fixture(scope="session", params=list(FAMILIES))

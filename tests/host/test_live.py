@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from .conftest import conditioning, latents
+from .conftest import conditioning, in_words, latents
 
 pytestmark = pytest.mark.host
 PRESET = "sd15-min"
@@ -50,6 +50,8 @@ def test_a_run_is_seen_from_its_preparation_to_its_file(host, model, watched) ->
     last = told[-1]
     assert (last["node"], last["workflow"], last["step"], last["steps"]) == ("7", "w", 4, 4)
     assert last["saved"] == result.saved_name and not last["error"]
+    assert {state["note_words"].get("key") for state in told} >= {"note_decomposing", "note_size"}
+    assert all(state["note"] == in_words(state) for state in told)
     curves = last["curves"]
     assert [step for step, _ in curves["loss"]] == [1, 2, 3, 4]
     assert [value for _, value in curves["loss"]] == pytest.approx(result.losses, rel=1e-3)

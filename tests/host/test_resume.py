@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from .conftest import conditioning, latents
+from .conftest import conditioning, in_words, latents
 
 pytestmark = pytest.mark.host
 PRESET = "sd15-min"
@@ -169,10 +169,14 @@ def test_a_training_that_nothing_can_save_is_not_lost(host, model, monkeypatch, 
         patch.setattr(folders, "keep_adapter", full)
         result = train(host, model, live=host.core("host.training.live").Live(states.append))
     assert result.saved_name == "" and "No space left" in result.warning and len(result.losses) == 5
-    assert states[-1]["note"] == result.warning and states[-1]["status"] == "done" and result.warning in caplog.text
+    assert states[-1]["note"] == in_words(states[-1]) == result.warning and states[-1]["status"] == "done"
+    assert result.warning in caplog.text
     (choice,) = unfinished(host)
-    saved = train(host, model, continue_from=choice)
+    states.clear()
+    saved = train(host, model, continue_from=choice, live=host.core("host.training.live").Live(states.append))
     assert saved.adapter.identity() == result.adapter.identity() and not saved.warning
+    assert "note_continuing" in {state["note_words"].get("key") for state in states}
+    assert all(state["note"] == in_words(state) for state in states)
     assert folders.load_adapter(saved.saved_name).identity() == result.adapter.identity()
     assert not unfinished(host)
 

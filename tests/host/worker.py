@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.host.conftest import conditioning, latents
+from tests.host.conftest import conditioning, in_words, latents
 from tests.hosting import load_host
 
 PRESET = "sd15-min"
@@ -69,7 +69,7 @@ def train(
     with torch.inference_mode():
         result = training.train_in_graph(host.trained, data, chosen, options)
     say(saved=result.saved_name, identity=result.adapter.identity(), losses=result.losses, warning=result.warning,
-        shown=states[-1]["note"])  # fmt: skip
+        shown=in_words(states[-1]))  # fmt: skip
 
 
 def no_more_bytes(host: SimpleNamespace) -> None:

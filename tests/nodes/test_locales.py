@@ -154,5 +154,5 @@ def test_the_words_of_the_browser_are_all_there_and_all_used() -> None:
     code = "".join(path.read_text("utf-8") for path in (HELP.parent).rglob("*.js"))
     used = set(re.findall(r'say\(\s*"(\w+)"', code))
     assert used <= english.keys()
-    computed = re.compile(r"status_\w+|(\w+_help)|validation|mean|loss|rotation|shift|schedule")
+    computed = re.compile(r"status_\w+|note_\w+|(\w+_help)|validation|mean|loss|rotation|shift|schedule")
     assert not [key for key in english.keys() - used if not computed.fullmatch(key)]

@@ -11,12 +11,15 @@ const RUNNING = ["preparing", "training", "finishing"];
 /** Whether the run of a state still goes on. */
 export const running = (state) => RUNNING.includes(state?.status);
 
+/** What the server says beside steps, in the front end's language. */
+const note = ({ note: text, note_words: { key, ...values } }) => (text && key ? say(key, values) : text);
+
 /** What became of a run that has ended, in words. */
 export function ending(state) {
   if (state.status === "failed") return state.error;
   if (state.status === "done") {
     const saved = state.saved ? say("savedAs", { name: state.saved }) : "";
-    return [saved, state.note].filter(Boolean).join("; "); // a note at the end is a warning
+    return [saved, note(state)].filter(Boolean).join("; "); // a note at the end is a warning
   }
   if (!state.saved) return say("nothingKept");
   const kept = say("keptAs", { name: state.saved, step: state.step });
@@ -74,7 +77,7 @@ export class TrainingView {
       mean: { points: mean },
       validation: { points: validation, dots: true, own: true },
     });
-    this.empty.textContent = loss.length ? "" : state ? state.note || say(`status_${status}`) : say("idle");
+    this.empty.textContent = loss.length ? "" : state ? note(state) || say(`status_${status}`) : say("idle");
     this.#legend();
     this.#cards(state);
     this.compare.show(state?.pictures ?? []);

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class Shown(Live):
         self._show, self._total = show, steps
         self.done, self.saved, self.run = 0, "", ""  #: steps; names of the adapter and, where it can go on, of the run
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, key: str = "", **values: Any) -> None:
         self._show(text)
 
     def step(self, progress: Progress) -> None:

@@ -44,7 +44,7 @@ class Live:
         self.finish = False  #: end after this step as if it were the last
         self._post, self._about = post, about
         self._status: Status = "preparing"
-        self._note, self._saved, self._kept_run, self._error = "", "", "", ""
+        self._note, self._words, self._saved, self._kept_run, self._error = "", {}, "", "", ""
         self._step, self._steps, self._rates = 0, 0, (0.0, 0.0)
         self._curves = {name: Series() for name in ("loss", "mean", "validation", "schedule", "rotation", "shift")}
         self._mean = RunningMean()
@@ -71,9 +71,15 @@ class Live:
         self._measures = self._validation = None  # they hold a model
         self._tell()
 
-    def note(self, text: str) -> None:
-        """A line on what is done beside steps."""
-        self._note = text
+    def note(self, text: str, key: str = "", **values: Any) -> None:
+        """A line on what is done beside steps.
+
+        Args:
+            text: in English.
+            key: of the same words in ``locales/*/main.json``, with these values in them; none where only a terminal
+                shows it.
+        """
+        self._note, self._words = text, {"key": key, **values}
         self._tell()
 
     @property
@@ -83,7 +89,7 @@ class Live:
 
     def begin(self, settings: TrainSettings, progress: Progress, measures: Measures, validation: Validation) -> None:
         """The first step comes next. Only for what is watched."""
-        self._status, self._steps, self._note = "training", settings.steps, ""
+        self._status, self._steps, self._note, self._words = "training", settings.steps, "", {}
         self._rates = (settings.rotation_lr if settings.rotates else 0.0, settings.shift_lr if settings.shifts else 0.0)
         for step, (loss, rate) in enumerate(zip(progress.losses, progress.learning_rates, strict=True), 1):
             self._add(step, loss, rate)  # of a run that goes on
@@ -145,6 +151,7 @@ class Live:
             "curves": {name: series.points() for name, series in self._curves.items()},
             "pictures": list(self._pictures),
             "note": self._note,
+            "note_words": self._words,
             "saved": self._saved,
             "kept_run": self._kept_run,
             "error": self._error,

@@ -46,13 +46,13 @@ class Report:
 
 
 def announce(
-    trainable: TrainableAdapter, memory: Callable[[], dict[str, int]], device: torch.device, note: Callable[[str], None]
+    trainable: TrainableAdapter, memory: Callable[[], dict[str, int]], device: torch.device, note: Callable[..., None]
 ) -> None:
     """Say how much is trained and what memory it takes, before the first step.
 
     Args:
         memory: bytes above the loaded model, by what they are for, ``a step`` among them.
-        note: takes a line for the live view.
+        note: takes a line for the live view, see :meth:`.live.Live.note`.
     """
     rotation = sum(p.numel() for p in trainable.rotations.values())
     shift = 0 if trainable.shifts is None else trainable.shifts.numel()
@@ -69,7 +69,8 @@ def announce(
     total = _mib(sum(parts.values()))
     listed = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items())
     logging.info("SODA: memory above the loaded model: %s (%s)", total, listed)
-    note(f"{rotation + shift:,} trained parameters, {total} above the loaded model")
+    count = f"{rotation + shift:,}"
+    note(f"{count} trained parameters, {total} above the loaded model", "note_size", count=count, memory=total)
     free = mm.get_free_memory(device)
     if parts["a step"] > free:
         logging.warning("SODA: a step takes %s and %s are free; turn on gradient_checkpointing, or train with "

@@ -171,8 +171,9 @@ class Run:
                 "back the LoRAs and patches in front of it, and its VAE and checkpoint"
             )
         self.loop.resume(state.tensors)
-        logging.info("SODA: continuing at step %d of %d", self.progress.step, self.settings.steps)
-        self.options.live.note(f"continuing at step {self.progress.step} of {self.settings.steps}")
+        step, steps = self.progress.step, self.settings.steps
+        logging.info("SODA: continuing at step %d of %d", step, steps)
+        self.options.live.note(f"continuing at step {step} of {steps}", "note_continuing", step=step, steps=steps)
 
     def _state(self) -> RunState | None:
         """What it takes to go on from here; None in the middle of a step."""

@@ -64,14 +64,14 @@ class RunFiles:
         adapter, live = self._adapter(), self._options.live
         try:
             kept = folders.keep_adapter(adapter, self._options.filename_prefix, self._picture())
-            adapter = folders.titled(adapter, kept.name)
+            adapter, words = folders.titled(adapter, kept.name), {"key": "note_elsewhere", "path": kept.name}
         except Exception as error:  # whatever it is: the adapter is there, and somebody waited for it
             text = f"the adapter could not be saved ({error}); it is in the graph alone, for Save SODA Adapter"
-            kept = folders.Kept("", text)
+            kept, words = folders.Kept("", text), {"key": "note_unsaved", "error": str(error)}
         if kept.warning:
             self._keep_state()
             logging.warning("SODA: %s", kept.warning)
-            live.note(kept.warning)
+            live.note(kept.warning, **words)
         else:
             self._state_file.discard()
         live.kept(kept.name)

@@ -88,12 +88,17 @@ class TrainingSession:
         """The copy: the host's BaseModel."""
         return self.patcher.model
 
-    def spectra(self, show: Callable[[str], None] = lambda text: None) -> dict[str, Spectrum]:
-        """The decompositions that the settings' shifts need, by layer name: slow the first time for a base model."""
+    def spectra(self, show: Callable[..., None] = lambda *_, **values: None) -> dict[str, Spectrum]:
+        """The decompositions that the settings' shifts need, by layer name: slow the first time for a base model.
+
+        Args:
+            show: takes a line as :meth:`.live.Live.note` does.
+        """
         if not self.settings.shifts:
             return {}
         progress = ProgressBar(len(self.shapes))
-        show(f"decomposing {len(self.shapes)} weights, once for each base model")
+        count = len(self.shapes)
+        show(f"decomposing {count} weights, once for each base model", "note_decomposing", count=count)
         # in bfloat16 a step would round what it computes with them anyway, and they are most of the memory
         compute = _DTYPES[self.dtype] or self.model.get_dtype_inference()
         bases = torch.bfloat16 if compute == torch.bfloat16 else None
