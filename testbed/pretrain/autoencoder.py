@@ -39,13 +39,14 @@ CROP, LATE_CROP = 64, 96
 LATENT_NOISE = 0.2
 
 
-def build() -> nn.Module:
-    """The host's TAESD of 16 channels, with the shipped weights."""
+def build(weights: Mapping[str, Tensor]) -> nn.Module:
+    """The host's TAESD of 16 channels with these weights. Its scalars are not trained; without, they are the host's."""
     import_host()
     from comfy.taesd.taesd import TAESD
 
     module = TAESD(latent_channels=CHANNELS)
-    module.load_state_dict(model_files.load(model_files.AUTOENCODER))
+    known = {"vae_scale": module.vae_scale, "vae_shift": module.vae_shift, **weights}
+    module.load_state_dict({name: known[name] for name in module.state_dict()})
     for scalar in (module.vae_scale, module.vae_shift):
         scalar.requires_grad_(False)
     return module.to(memory_format=torch.channels_last)
@@ -53,9 +54,7 @@ def build() -> nn.Module:
 
 def load(work: Path) -> nn.Module:
     """The trained autoencoder, frozen."""
-    codec = build()
-    codec.load_state_dict(latest(work, "autoencoder"), strict=False)  # the host's scalars are not trained
-    return codec.requires_grad_(False).eval()
+    return build(latest(work, "autoencoder")).requires_grad_(False).eval()
 
 
 def fingerprint(weights: Mapping[str, Tensor], part: str = "") -> str:
@@ -151,7 +150,7 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     styles = torch.tensor([STYLES.index(scene.style) for scene in scenes])
     device, folder = Compute.find().device, work / "autoencoder"
     torch.manual_seed(0)
-    module = build()
+    module = build(model_files.load(model_files.AUTOENCODER))
     module.style = StyleHead()
     module.to(device)
 

@@ -29,7 +29,7 @@ from testbed.world.vocabulary import CLASSES, STYLES, SUBJECTS
 EVERYTHING = {
     kind: [*glyphs, *(name for name, (of, _) in SUBJECTS.items() if of == kind)] for kind, glyphs in CLASSES.items()
 }
-_CHUNK = 64
+CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def pictures(stream: Stream, count: int, folder: Path) -> tuple[Tensor, list[Sce
 def drawn(stream: Stream, start: int, count: int) -> Tensor:
     """Pictures of a stream from number ``start`` on, a multiple of 64; uint8 of shape (count, SIDE, SIDE, 3)."""
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        chunks = pool.map(partial(_chunk, stream), range(start, start + count, _CHUNK), chunksize=2)
+        chunks = pool.map(partial(_chunk, stream), range(start, start + count, CHUNK), chunksize=2)
     return torch.from_numpy(np.concatenate(chunks)[:count])
 
 
 def scenes_of(stream: Stream) -> Iterator[Scene]:
     """All scenes of a stream, without end."""
-    for start in itertools.count(0, _CHUNK):
+    for start in itertools.count(0, CHUNK):
         yield from _scenes(stream, start)
 
 
@@ -89,7 +89,7 @@ def _scenes(stream: Stream, start: int) -> list[Scene]:
     known = dict(stream.classes or {kind: list(glyphs) for kind, glyphs in CLASSES.items()})
     other = {"other": list(_others())} if stream.others else {}
     scenes = []
-    for _ in range(_CHUNK):
+    for _ in range(CHUNK):
         from_outside = random.random() < stream.others
         scenes.append(draw_scene(random, other if from_outside else known, stream.styles))
     return scenes

@@ -35,7 +35,7 @@ def pictures():
 @pytest.fixture(scope="module")
 def codec(host):
     """An autoencoder as training begins with it."""
-    return autoencoder.build()
+    return autoencoder.build(model_files.load(model_files.AUTOENCODER))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_the_plain_attention_is_the_hosts(host) -> None:
 def test_the_parts_run_one_after_the_other(host, tmp_path, monkeypatch) -> None:
     """From nothing to a checkpoint, two steps each; the second time there is nothing left to do."""
     few = {
-        data: {"_CHUNK": 16},
+        data: {"CHUNK": 16},
         autoencoder: {"PICTURES": 16, "HELD_BACK": 4, "TEST": 16},
         classifier: {"PICTURES": 16, "DECODED": 4, "TEST": 32, "TEST_DECODED": 16},
         latents: {"PICTURES": 16, "PART": 16},
