@@ -30,7 +30,7 @@ from testbed.host import import_host
 from testbed.machine import core_count
 from testbed.methods import METHODS
 from testbed.paths import cache_root
-from testbed.predictions import FAMILIES
+from testbed.predictions import PREDICTIONS
 from testbed.recipes import RECIPES
 from testbed.world.tasks import SUBJECT
 
@@ -53,7 +53,7 @@ def predictions(preset: str, folder: Path) -> list[Row]:
     shapes = base.layer_shapes(model)
     wanted = {name: shapes[name] for name in select(shapes, "attention + feed-forward")}
     adapter = random_adapter(model, wanted, TrainSettings(shift_knots=0), seed=0)
-    in_comfy, in_diffusers, inputs = FAMILIES[preset]
+    in_comfy, in_diffusers, inputs = PREDICTIONS[preset]
     rows, before = [], torch.zeros(())
     for what in ("base", "adapted"):
         with torch.inference_mode():
@@ -116,7 +116,7 @@ def _compared(
 
 
 def _drawn(bed: TestBed, transformer: Any, texts: list[str]) -> Tensor:
-    """By the bed, with another model in the place of its own."""
+    """By the test bed, with another model in the place of its own."""
     own, bed.model = bed.model, AsHost(transformer)
     try:
         return bed.sample(None, texts, 0, SAMPLING_STEPS)
@@ -152,7 +152,7 @@ def main() -> None:
     import_host()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for preset in FAMILIES:
+        for preset in PREDICTIONS:
             if preset != demo_base.PRESET:
                 rows += predictions(preset, Path(folder))
     rows += pictures(args.steps)

@@ -30,7 +30,7 @@ from testbed.methods import METHODS
 from testbed.model_files import CLASSIFIER
 from testbed.paths import cache_root
 
-MEASURES = 5  #: raised when tasks, trainings or metrics change, so that kept rows are not mixed with new ones
+ROWS_VERSION = 5  #: raised when tasks, trainings or metrics change, so that kept rows are not mixed with new ones
 
 #: At one budget all methods, the best of each sort at a second one.
 ALL = (
@@ -80,7 +80,7 @@ class Bench:
         self.deadline = float("inf") if hours is None else time.monotonic() + 3600 * hours
         classifier = hashlib.sha256(CLASSIFIER.read_bytes()).hexdigest()
         # another model, classifier or training is another benchmark
-        of = repr((MEASURES, self.checkpoint.stem, classifier, scope.exactly()))
+        of = repr((ROWS_VERSION, self.checkpoint.stem, classifier, scope.exactly()))
         of = hashlib.sha256(of.encode()).hexdigest()[:12]
         self.kept = Kept(work / of, of, folder / "quality.json")
         self.plan = Plan(scope, self.kept)

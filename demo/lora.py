@@ -25,7 +25,7 @@ def train_lora(bed: TestBed, task: Task, file: Path, steps: int | None = None) -
     Args:
         steps: instead of the recipe's own.
     """
-    from testbed.training import train_method  # needs the host, which the bed has imported
+    from testbed.training import train_method  # needs the host, which the test bed has imported
 
     recipe = RECIPES[task.kind]
     settings = recipe.settings | ({} if steps is None else {"steps": steps})

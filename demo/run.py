@@ -28,7 +28,7 @@ from demo.lora import train_lora
 from demo.page import write_page
 from demo.prompts import Prompt, ask, for_demo, node, set_inputs, with_loras
 from demo.results import BASE, SUBJECT, Results, Row, Training
-from demo.settings import ANOTHER_CLASS, MERGE, SCENES, STYLE_WORDS, STYLES, SUBJECTS
+from demo.settings import ANOTHER_CLASS, MERGE, SCENES, STYLE_TASKS, STYLE_WORDS, SUBJECT_TASKS
 from demo.sheet import write_sheet, write_thumbnails
 from testbed.bed import TestBed
 from testbed.checkpoints import BASE_NAME
@@ -289,7 +289,7 @@ def main() -> None:
         server.add_checkpoint(base, BASE_NAME)
         results = demo.results
         results.timings.append(("make the base model (once) and start ComfyUI", time.monotonic() - started))
-        subjects, styles = (tasks[:count] for tasks in (SUBJECTS, STYLES))
+        subjects, styles = (tasks[:count] for tasks in (SUBJECT_TASKS, STYLE_TASKS))
         files = {(task,): demo.train(task).file for task in (*subjects, *styles)}
         for subject, style in itertools.product(results.subjects, results.styles):
             files[subject.task, style.task] = demo.merge(subject, style)

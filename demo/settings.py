@@ -13,8 +13,8 @@ from typing import Any
 from testbed.world.tasks import STYLE, SUBJECT, Task
 
 #: the first of each alone, or all with ``--all``
-SUBJECTS = (SUBJECT, Task("subject", "tropical fish"))
-STYLES = (STYLE, Task("style", "thermal camera"))
+SUBJECT_TASKS = (SUBJECT, Task("subject", "tropical fish"))
+STYLE_TASKS = (STYLE, Task("style", "thermal camera"))
 
 LORA_RANK = 4
 MERGE = {"subject_strength": 1.0, "style_strength": 1.0}

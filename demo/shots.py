@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from demo.build_workflows import workflow_file
 from demo.prompts import demo_settings
 from demo.run import Demo, say
-from demo.settings import SAMPLE, SCENES, STYLE_WORDS, STYLES, SUBJECTS
+from demo.settings import SAMPLE, SCENES, STYLE_TASKS, STYLE_WORDS, SUBJECT_TASKS
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
 from testbed.paths import ROOT, cache_root
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("train", "merge", "live"), help="one picture (default: all)")
     args = parser.parse_args()
     steps = args.steps or RECIPES["subject"].settings["steps"]
-    prompt, empty = {"text": SCENES[SUBJECTS[0].name].text}, {"Negative prompt": {"text": ""}}
+    prompt, empty = {"text": SCENES[SUBJECT_TASKS[0].name].text}, {"Negative prompt": {"text": ""}}
     train = {**demo_settings("train_subject", steps), **empty, "Prompt": prompt}
     merge = {**demo_settings("merge_subject_and_style"), **empty, "Prompt": {"text": prompt["text"] + STYLE_WORDS}}
     with Server() as server:
@@ -140,7 +140,7 @@ def main() -> None:
         server.add_checkpoint(checkpoint(cache_root()), BASE_NAME)
         wanted = {args.only} if args.only else {"train", "merge", "live"}
         if "merge" in wanted:
-            merge["Style"] = {"adapter_name": Demo(server, args.steps).train(STYLES[0]).file}
+            merge["Style"] = {"adapter_name": Demo(server, args.steps).train(STYLE_TASKS[0]).file}
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])
             if wanted & {"train", "merge"}:  # the merge takes the subject trained here

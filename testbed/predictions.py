@@ -88,7 +88,7 @@ def flux_diffusers(model: Any, inputs: Inputs) -> Tensor:
 Predict = Callable[[Any, Inputs], Tensor]
 
 #: By preset (``demo``: the demo's base model): in ComfyUI, in diffusers, from what.
-FAMILIES: dict[str, tuple[Predict, Predict, Inputs]] = {
+PREDICTIONS: dict[str, tuple[Predict, Predict, Inputs]] = {
     "demo": (sd3_comfy, sd3_diffusers, Inputs.of(16, 4096, 2048, LATENTS)),
     "sd15-11": (sd15_comfy, sd15_diffusers, Inputs.of(4, 768, 1)),
     "sdxl-koala-min": (sdxl_comfy, sdxl_diffusers, Inputs.of(4, 2048, 1280)),

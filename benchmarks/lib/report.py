@@ -60,7 +60,7 @@ def methods(measured: Measured, kind: str, folder: Path) -> list[str]:
     background = [("background right", tables.averaged("background_accuracy"))] if kind == "subject" else []
     columns = [
         ("parameters", tables.parameters), ("runs", tables.runs), ("rates", tables.rates), *tables.shown(),
-        *tables.against_rivals(groups), *background,
+        *tables.against_baselines(groups), *background,
         ("drift", drift), ("s a step", tables.seconds_per_step),
     ]  # fmt: skip
     groups |= measured.references(kind)
@@ -95,7 +95,8 @@ def merges(measured: Measured, folder: Path) -> list[str]:
 
     columns = [
         ("strengths", strengths), ("pairs", lambda rows: str(len(cells(rows, BOTH)))), ("runs", tables.runs),
-        *tables.shown(), *tables.against_rivals(groups, f", {SUM}"), ("class right", tables.averaged("class_accuracy")),
+        *tables.shown(), *tables.against_baselines(groups, f", {SUM}"),
+        ("class right", tables.averaged("class_accuracy")),
     ]  # fmt: skip
     said = _verdict(measured, groups)
     groups |= measured.references("merge")

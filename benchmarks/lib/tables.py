@@ -10,7 +10,7 @@ from benchmarks.lib.errors import Mean, cells, difference, mean
 from benchmarks.lib.measured import BOTH, Groups
 from benchmarks.lib.results import Row
 
-RIVALS = ("LoRA", "LoKr")  #: whom every method is compared with, at its own budget
+BASELINES = ("LoRA", "LoKr")  #: whom every method is compared with, at its own budget
 #: Head of a column, and the cell for a group.
 Column = tuple[str, Callable[[list[Row]], str]]
 
@@ -34,18 +34,18 @@ def shown() -> list[Column]:
     ]
 
 
-def against_rivals(groups: Groups, ending: str = "") -> list[Column]:
+def against_baselines(groups: Groups, ending: str = "") -> list[Column]:
     """Paired differences of the score."""
 
-    def column(rival: str) -> Column:
+    def column(baseline: str) -> Column:
         def cell(rows: list[Row]) -> str:
-            others = groups.get((rival + ending, rows[0].get("budget", "")))
+            others = groups.get((baseline + ending, rows[0].get("budget", "")))
             gap = difference(cells(rows, BOTH), cells(others, BOTH)) if others and others is not rows else None
             return gap.said("+") if gap else ""
 
-        return f"minus {rival}'s", cell
+        return f"minus {baseline}'s", cell
 
-    return [column(rival) for rival in RIVALS]
+    return [column(baseline) for baseline in BASELINES]
 
 
 def averaged(metric: str) -> Callable[[list[Row]], str]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Trains the demo's base model, part by part; goes on where it was stopped, at most a few minutes back.
 
-    python dev.py pretrain                      the parts in order, each to the end of its plan
-    python dev.py pretrain model [--steps N]    one part; a plan with more steps than an earlier one takes that up
-                                                again before its learning rate went down
+    python dev.py pretrain                      the parts in order, each to the end of its steps
+    python dev.py pretrain model [--steps N]    one part; more steps than it had before go on from where its learning
+                                                rate began to fall
     python dev.py pretrain export               the weights as they are shipped, and a checkpoint to try them
     python dev.py pretrain progress             how far each part is
 
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("part", nargs="?", choices=[*PARTS, "export", "progress"])
     parser.add_argument("--work", type=Path, default=cache_root() / "pretrain192", help="where everything is kept")
-    parser.add_argument("--steps", type=int, help="of the part's plan, instead of what is usual")
+    parser.add_argument("--steps", type=int, help="of the part, instead of what is usual")
     parser.add_argument("--decay", type=int, help="so many of them, the last ones, with a falling learning rate")
     parser.add_argument("--lr", type=float, help="the learning rate before that")
     parser.add_argument("--batch", type=int, help="samples a step: a GPU takes ten times as many in little more time")
@@ -55,12 +55,12 @@ def main() -> None:
     if args.part == "progress":
         for name, part in PARTS.items():
             done = progress(args.work / name / STATE)
-            print(f"{name}: {done['step']} of {part.PLAN.steps} steps, {done['samples']} samples")
+            print(f"{name}: {done['step']} of {part.SETTINGS.steps} steps, {done['samples']} samples")
     elif args.part == "export":
         export.export(args.work)
     else:
         for part in [PARTS[args.part]] if args.part else PARTS.values():
-            part.train(args.work, replace(part.PLAN, **changes))
+            part.train(args.work, replace(part.SETTINGS, **changes))
 
 
 if __name__ == "__main__":

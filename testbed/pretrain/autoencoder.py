@@ -20,7 +20,7 @@ from testbed.checkpoints.presets import FAMILIES
 from testbed.host import import_host
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.data import EVERYTHING, Stream, floats, pictures
-from testbed.pretrain.loop import Plan, batch_of, fit, latest, sheet
+from testbed.pretrain.loop import PretrainSettings, batch_of, fit, latest, sheet
 from testbed.world.render import SIDE
 from testbed.world.styles import PAINTERS
 from testbed.world.vocabulary import STYLES
@@ -28,7 +28,9 @@ from testbed.world.vocabulary import STYLES
 CHANNELS = FAMILIES["sd3"].latent
 ENCODER = "taesd_encoder."
 #: latents are settled long before the decoder is: pictures can be encoded, and the model begun, while it goes on
-PLAN = Plan(steps=6000, lr=5e-4, batch=8, decay=4000, weight_decay=1e-4, ema=0.995, threads=1, settled=ENCODER)
+SETTINGS = PretrainSettings(
+    steps=6000, lr=5e-4, batch=8, decay=4000, weight_decay=1e-4, ema=0.995, threads=1, settled=ENCODER
+)
 STREAM = Stream("autoencoder", seed=1, others=0.45)
 #: fresh scenes of the whole world, held-out glyphs and styles included: only ever looked at
 TEST_STREAM = Stream("autoencoder-test", seed=6, styles=tuple(PAINTERS), classes=EVERYTHING)
@@ -144,7 +146,7 @@ def sharpness(batch: Tensor) -> Tensor:
     return sum(d.abs().mean((1, 2, 3)) for d in _slopes(batch))  # type: ignore[return-value]
 
 
-def train(work: Path, plan: Plan = PLAN) -> None:
+def train(work: Path, settings: PretrainSettings = SETTINGS) -> None:
     data, scenes = pictures(STREAM, PICTURES, work)
     test, test_scenes = pictures(TEST_STREAM, TEST, work)
     styles = torch.tensor([STYLES.index(scene.style) for scene in scenes])
@@ -155,8 +157,8 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     module.to(device)
 
     def step(number: int, generator: torch.Generator) -> Tensor:
-        late = number >= plan.plateau_end
-        rows = HELD_BACK + batch_of(len(data) - HELD_BACK, plan.batch // 2 if late else plan.batch, generator)
+        late = number >= settings.plateau_end
+        rows = HELD_BACK + batch_of(len(data) - HELD_BACK, settings.batch // 2 if late else settings.batch, generator)
         batch = recoloured(cropped(floats(data[rows]), LATE_CROP if late else CROP, generator), generator)
         return loss_of(module, batch.to(device), styles[rows].to(device), generator)
 
@@ -177,4 +179,4 @@ def train(work: Path, plan: Plan = PLAN) -> None:
             "sharpness": float((sharpness(again) / sharpness(fresh)).mean()),
         }
 
-    fit(module, step, plan, folder, look)
+    fit(module, step, settings, folder, look)

@@ -13,12 +13,12 @@ from testbed.classifier import CLASS_NAMES, GLYPH_NAMES, STYLE_NAMES, Prediction
 from testbed.pretrain import autoencoder
 from testbed.pretrain.compute import Compute, use_threads
 from testbed.pretrain.data import EVERYTHING, Stream, floats, pictures
-from testbed.pretrain.loop import Plan, batch_of, fit, kept, latest
+from testbed.pretrain.loop import PretrainSettings, batch_of, fit, kept, latest
 from testbed.world.render import SIDE
 from testbed.world.scene import Scene
 from testbed.world.vocabulary import BACKGROUNDS, HELD_OUT_STYLES, SUBJECTS
 
-PLAN = Plan(steps=1000, lr=7e-4, batch=24, decay=600, ema=0.995, look_every=250, threads=1)
+SETTINGS = PretrainSettings(steps=1000, lr=7e-4, batch=24, decay=600, ema=0.995, look_every=250, threads=1)
 STREAM = Stream("classifier", seed=3, styles=STYLE_NAMES, classes=EVERYTHING)
 TEST_STREAM = Stream("classifier-test", seed=4, styles=STYLE_NAMES, classes=EVERYTHING)
 PICTURES, DECODED = 3000, 600  #: pictures, and how many of them also pass the autoencoder
@@ -80,9 +80,9 @@ def accuracies(
     return {f"{prefix}_{what}": share for what, share in shares.items()}
 
 
-def train(work: Path, plan: Plan = PLAN) -> None:
+def train(work: Path, settings: PretrainSettings = SETTINGS) -> None:
     """Begins with the shipped classifier."""
-    use_threads(plan.threads)
+    use_threads(settings.threads)
     found = Compute.find()
     device = found.device
     codec = autoencoder.load(work).to(device)
@@ -100,8 +100,8 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     module = load_classifier().requires_grad_(True).to(device, memory_format=torch.channels_last)
 
     def step(_: int, generator: torch.Generator) -> Tensor:
-        half = plan.batch // 2
-        fresh = batch_of(PICTURES, plan.batch - half, generator)
+        half = settings.batch // 2
+        fresh = batch_of(PICTURES, settings.batch - half, generator)
         again = batch_of(DECODED, half, generator)
         batch = disturbed(floats(torch.cat([data[fresh], decoded["pictures"][again]])), generator)
         batch = batch.contiguous(memory_format=torch.channels_last).to(device)
@@ -116,4 +116,4 @@ def train(work: Path, plan: Plan = PLAN) -> None:
             shares |= accuracies(predictions, known, test_scenes[: len(of)], prefix)
         return shares
 
-    fit(module, step, plan, work / "classifier", look)
+    fit(module, step, settings, work / "classifier", look)

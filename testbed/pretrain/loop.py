@@ -26,10 +26,10 @@ STATE, PLATEAU = "state.safetensors", "plateau.safetensors"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PretrainSettings:
     """How to train: AdamW, linear warm-up, a constant rate, and over the last ``decay`` steps down to nearly nothing.
 
-    The weights before the way down are kept, so a plan with more steps goes on from there and loses nothing but the
+    The weights before the way down are kept, so with more steps it goes on from there and loses nothing but the
     way down itself.
     """
 
@@ -62,7 +62,7 @@ class Plan:
 def fit(
     module: nn.Module,
     loss_of: Callable[[int, torch.Generator], Tensor],
-    plan: Plan,
+    settings: PretrainSettings,
     folder: Path,
     look: Callable[[int], Mapping[str, float]],
     compute: Compute | None = None,
@@ -73,7 +73,7 @@ def fit(
     several processes (see :class:`Ranks`) each draws a batch of its own, and the first one keeps and says everything.
 
     Args:
-        loss_of: the loss of one step by its number, for a batch of ``plan.batch``; draws from the generator only.
+        loss_of: the loss of one step by its number, for a batch of ``settings.batch``; draws from the generator only.
         folder: of the run's state (see :func:`finished`) and its log (``log.jsonl``).
         look: called every ``look_every`` steps with the averaged weights in the network, to measure and to draw; what
             it returns goes into the log.
@@ -81,42 +81,46 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranks = Ranks.find()
-    state = State(folder, module, plan, ranks)
+    state = State(folder, module, settings, ranks)
     first, samples = state.restore()
-    if first >= plan.steps:
+    if first >= settings.steps:
         return
-    use_threads(plan.threads)
+    use_threads(settings.threads)
     if compute is None:
         compute = Compute.find().faster(lambda: loss_of(first, torch.Generator().manual_seed(first)))
         state.optimizer.zero_grad(set_to_none=True)
     started, saved, losses = time.monotonic(), time.monotonic(), []
-    for step in range(first, plan.steps):
-        if plan.decay and step == plan.plateau_end and ranks.first:
+    for step in range(first, settings.steps):
+        if settings.decay and step == settings.plateau_end and ranks.first:
             state.save(step, samples)
             state.keep_plateau()
-        if plan.settled and (step == plan.plateau_end or step == first > plan.plateau_end):
-            state.settle(plan.settled)
+        if settings.settled and (step == settings.plateau_end or step == first > settings.plateau_end):
+            state.settle(settings.settled)
         with compute.autocast():
             loss = loss_of(step, torch.Generator().manual_seed(step * ranks.count + ranks.number))
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise RuntimeError(f"the loss is {losses[-1]} at step {step}")
-        state.update(loss, plan.lr_at(step))
+        state.update(loss, settings.lr_at(step))
         state.average(step)
-        samples += plan.batch * ranks.count
+        samples += settings.batch * ranks.count
         if not ranks.first:
             continue
-        done, last = step + 1, step + 1 == plan.steps
+        done, last = step + 1, step + 1 == settings.steps
         entry: dict[str, float] = {"step": done, "samples": samples}
         if done % LOG_EVERY == 0 or last:
-            entry |= {"loss": sum(losses) / len(losses), "lr": plan.lr_at(step), "seconds": time.monotonic() - started}
+            entry |= {
+                "loss": sum(losses) / len(losses),
+                "lr": settings.lr_at(step),
+                "seconds": time.monotonic() - started,
+            }
             losses = []
-        if done % plan.look_every == 0 or last:
+        if done % settings.look_every == 0 or last:
             with state.averaged_weights(), torch.no_grad(), compute.autocast():
                 entry |= look(done)
         if len(entry) > 2:
             _note(entry, folder)
-        if time.monotonic() - saved > plan.save_seconds or last:
+        if time.monotonic() - saved > settings.save_seconds or last:
             state.save(done, samples)
             saved = time.monotonic()
 
@@ -133,13 +137,17 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class State:
     """Parameters, their moments and averages, in one file."""
 
-    def __init__(self, folder: Path, module: nn.Module, plan: Plan, ranks: Ranks) -> None:
-        self.path, self.plateau, self.plan, self.ranks = folder / STATE, folder / PLATEAU, plan, ranks
+    def __init__(self, folder: Path, module: nn.Module, settings: PretrainSettings, ranks: Ranks) -> None:
+        self.path, self.plateau, self.settings, self.ranks = folder / STATE, folder / PLATEAU, settings, ranks
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas, fused=True
+            self.parameters.values(),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            fused=True,
         )
-        self.averaged = {n: p.detach().clone() for n, p in self.parameters.items()} if plan.ema else {}
+        self.averaged = {n: p.detach().clone() for n, p in self.parameters.items()} if settings.ema else {}
 
     def update(self, loss: Tensor, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -152,7 +160,7 @@ class State:
 
     def average(self, step: int) -> None:
         if self.averaged:
-            decay = min(self.plan.ema, (1 + step) / (10 + step))
+            decay = min(self.settings.ema, (1 + step) / (10 + step))
             values = [p.detach() for p in self.parameters.values()]
             torch._foreach_lerp_(list(self.averaged.values()), values, 1 - decay)
 
@@ -187,7 +195,7 @@ class State:
                 # none yet where it was settled from the start
                 value = self.optimizer.state[parameter].get(moment)
                 tensors[f"{moment}/{name}"] = torch.zeros_like(parameter) if value is None else value
-        notes = {"step": str(step), "samples": str(samples), "steps": str(self.plan.steps)}
+        notes = {"step": str(step), "samples": str(samples), "steps": str(self.settings.steps)}
         with replacing(self.path) as unfinished:
             save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished, notes)
 
@@ -215,11 +223,11 @@ class State:
         return step, samples
 
     def _newest(self) -> Path | None:
-        """The last state, or the one before its way down if the plan has more steps by now."""
+        """The last state, or the one before its way down if there are to be more steps by now."""
         if not self.path.exists():
             return None
         notes = progress(self.path)
-        longer = self.plan.steps > notes["steps"] and self.plateau.exists()
+        longer = self.settings.steps > notes["steps"] and self.plateau.exists()
         return self.plateau if longer and progress(self.plateau)["step"] <= notes["step"] else self.path
 
 

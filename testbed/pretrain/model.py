@@ -24,13 +24,13 @@ from testbed.pretrain import latents
 from testbed.pretrain.autoencoder import ENCODER, fingerprint
 from testbed.pretrain.compute import Compute, Ranks
 from testbed.pretrain.flow import TRAIN_SHIFT, loss_of, noise_levels, shifted
-from testbed.pretrain.loop import Plan, batch_of, fit, latest
+from testbed.pretrain.loop import PretrainSettings, batch_of, fit, latest
 from testbed.pretrain.samples import Samples
 from testbed.text_encoder import WIDTH
 
 #: The host fills CLIP-L's 768 numbers a token up with zeros to 4,096; what would read those is added on export.
 LAYOUT = replace(PRESETS[PRESET][1], context=WIDTH)
-PLAN = Plan(steps=16_000, lr=1.5e-3, batch=24, decay=4_000, warmup=300, ema=0.9993)
+SETTINGS = PretrainSettings(steps=16_000, lr=1.5e-3, batch=24, decay=4_000, warmup=300, ema=0.9993)
 TOKENS = 24  #: of captions, which are shorter
 FILLED = 600  #: so many steps, the last, see the host's 77, so that what fills them says nothing
 ASKED, ASKED_WEIGHT = 2, 0.5  #: after so many blocks what the picture shows is asked, and how much that counts
@@ -98,10 +98,10 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, **_: object) ->
     return (odds @ v).transpose(1, 2).flatten(2)
 
 
-def train(work: Path, plan: Plan = PLAN) -> None:
+def train(work: Path, settings: PretrainSettings = SETTINGS) -> None:
     data = latents.known(work)
     device, folder = Compute.find().device, work / "model"
-    plan = replace(plan, batch=plan.batch // Ranks.find().count)
+    settings = replace(settings, batch=settings.batch // Ranks.find().count)
     torch.manual_seed(0)
     module, captions = build().to(device), Captions()
     encoders = (latest(work, "autoencoder"), model_files.load(model_files.AUTOENCODER))
@@ -114,24 +114,24 @@ def train(work: Path, plan: Plan = PLAN) -> None:
     module.asked = asked
 
     def step(number: int, generator: torch.Generator) -> Tensor:
-        rows = VALIDATION + batch_of(len(data.values) - VALIDATION, plan.batch, generator)
-        clean, levels = data.normal(rows), noise_levels(plan.batch, generator)
+        rows = VALIDATION + batch_of(len(data.values) - VALIDATION, settings.batch, generator)
+        clean, levels = data.normal(rows), noise_levels(settings.batch, generator)
         noise = torch.randn(clean.shape, generator=generator)
         context = captions(captions_of(data.scenes, rows, generator))
-        if number < plan.steps - FILLED:
+        if number < settings.steps - FILLED:
             context = context[:, :TOKENS]
         loss = loss_of(module, *(part.to(device) for part in (clean, context, levels, noise)))
         return loss + ASKED_WEIGHT * asked.loss(data.seen(rows).to(device))
 
     def look(number: int) -> dict[str, float]:
         said = {"validation": validation(module)}
-        due = number % (SAMPLES_EVERY * plan.look_every) == 0 or number == plan.steps
+        due = number % (SAMPLES_EVERY * settings.look_every) == 0 or number == settings.steps
         if due:
             samples = Samples.load(work, data, captions)
             said |= samples.draw(module, device, folder / f"look-{number:06}.png")
         return said
 
-    fit(module, step, plan, folder, look)
+    fit(module, step, settings, folder, look)
 
 
 def validation_of(data: latents.Latents, captions: Captions, device: torch.device) -> Callable[[nn.Module], float]:

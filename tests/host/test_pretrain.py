@@ -130,7 +130,7 @@ def test_the_parts_run_one_after_the_other(host, tmp_path, monkeypatch) -> None:
     parts = {"autoencoder": autoencoder, "classifier": classifier, "model": model}
     for _ in range(2):
         for part in parts.values():
-            part.train(tmp_path, replace(part.PLAN, steps=2, decay=1, batch=2))
+            part.train(tmp_path, replace(part.SETTINGS, steps=2, decay=1, batch=2))
     for name in parts:
         assert progress(tmp_path / name / STATE) == {"step": 2, "samples": 4, "steps": 2}
         log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]

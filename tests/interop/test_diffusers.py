@@ -23,7 +23,7 @@ from soda_core.spectrum_store import SpectrumStore
 from soda_core.training.settings import TrainSettings
 from testbed import checkpoints, demo_base, diffusers_models
 from testbed.checkpoints.diffusion import Flux, MMDiT
-from testbed.predictions import FAMILIES
+from testbed.predictions import PREDICTIONS
 
 from ..core.conftest import random_rotation
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.host
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=PREDICTIONS)
 def pair(request, host, tmp_path_factory):
     """A base model both ways: ``pair.comfy`` a MODEL, ``pair.fresh()`` diffusers' with pristine weights."""
     import comfy.sd
@@ -47,7 +47,7 @@ def pair(request, host, tmp_path_factory):
     with torch.inference_mode():
         model = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False, output_clip=False)[0]
     ours = diffusers_models.build(preset, parts["unet"])
-    in_comfy, in_diffusers, inputs = FAMILIES[preset]
+    in_comfy, in_diffusers, inputs = PREDICTIONS[preset]
 
     def comfy_prediction(patched) -> Tensor:
         with torch.inference_mode():

@@ -17,14 +17,14 @@ from soda_core.errors import BaseMismatchError
 from soda_core.interop.diffusers import load, unload
 from soda_core.interop.peft import SodaConfig, SodaTunerLayer, create_optimizer, from_adapter, to_adapter
 from testbed import checkpoints, diffusers_models
-from testbed.predictions import FAMILIES
+from testbed.predictions import PREDICTIONS
 
 from ..host.conftest import make_family
 
 pytestmark = pytest.mark.host
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TOLERANCE = 1e-3
-PRESETS = {"sd15-min": "sd15-11", "sd35-d2-dual": "sd35-d2-dual"}  #: and whose inputs they take
+INPUTS_OF = {"sd15-min": "sd15-11", "sd35-d2-dual": "sd35-d2-dual"}  #: and whose inputs they take
 
 
 def a_model(preset: str):
@@ -32,14 +32,14 @@ def a_model(preset: str):
 
 
 def predict(preset: str, model) -> Tensor:
-    _, in_diffusers, inputs = FAMILIES[PRESETS[preset]]
+    _, in_diffusers, inputs = PREDICTIONS[INPUTS_OF[preset]]
     with torch.no_grad():
         return in_diffusers(model, inputs).clone()
 
 
 def trained(preset: str, model, **settings):
     """A few steps away from the base model, under accelerate as training scripts do it."""
-    _, in_diffusers, inputs = FAMILIES[PRESETS[preset]]
+    _, in_diffusers, inputs = PREDICTIONS[INPUTS_OF[preset]]
     model = get_peft_model(model, SodaConfig(**{"target_modules": ATTENTION} | settings))
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, create_optimizer(model, 0.05, 0.05))
@@ -62,7 +62,7 @@ def test_trained_with_peft_and_loaded_in_comfyui(host, tmp_path) -> None:
     adapter = host.core("adapter").SodaAdapter.load(tmp_path / "fox.safetensors")
     assert adapter.trained_on == "photo-1.5 (float32)", "no folders in files"
     assert all(name.startswith("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn") for name in adapter.layers)
-    in_comfy, _, inputs = FAMILIES["sd15-11"]
+    in_comfy, _, inputs = PREDICTIONS["sd15-11"]
     with torch.inference_mode():
         base = host.model("sd15-min", "f32")
         patched, _ = host.core("host.apply").apply_adapter(base, None, adapter)
@@ -125,8 +125,8 @@ def test_diffusers_own_calls_know_the_method() -> None:
     base = predict("sd15-min", unet)
     unet.add_adapter(SodaConfig(target_modules=ATTENTION, decomposition="qr"), "fox")
     optimizer = create_optimizer(unet, 0.05, 0.05)
-    predict_with_gradient = FAMILIES["sd15-11"][1]
-    predict_with_gradient(unet, FAMILIES["sd15-11"][2]).square().mean().backward()
+    predict_with_gradient = PREDICTIONS["sd15-11"][1]
+    predict_with_gradient(unet, PREDICTIONS["sd15-11"][2]).square().mean().backward()
     optimizer.step()
     adapted = predict("sd15-min", unet)
     unet.disable_adapters()
@@ -147,7 +147,7 @@ def test_a_pipeline_draws_with_the_adapter_and_without() -> None:
         **parts, unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    context = FAMILIES["sd15-11"][2].context
+    context = PREDICTIONS["sd15-11"][2].context
 
     def picture() -> Tensor:
         return pipeline(

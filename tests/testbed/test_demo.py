@@ -11,7 +11,7 @@ from PIL import Image
 
 from demo.results import BASE, SUBJECT, Results, Row, Training
 from demo.run import kept_names
-from demo.settings import ANOTHER_CLASS, SCENES, STYLES, SUBJECTS
+from demo.settings import ANOTHER_CLASS, SCENES, STYLE_TASKS, SUBJECT_TASKS
 from demo.sheet import GAP, GROUND, HEAD, HEADER, SMALL, STEP, write_sheet
 from soda_core.training.settings import TrainSettings
 from testbed.recipes import RECIPES
@@ -24,7 +24,7 @@ def training(task, colour=(9, 9, 9)) -> Training:
     return Training(task, [(picture, "a caption")] * 5, picture, picture, f"{task.name}.safetensors", 1.0, {}, 1.0)
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda task: task.name)
+@pytest.mark.parametrize("subject", SUBJECT_TASKS, ids=lambda task: task.name)
 def test_a_subject_is_painted_where_its_pictures_do_not_show_it(subject) -> None:
     text = SCENES[subject.name].text
     assert f"sks {subject.class_word} " in text
@@ -33,7 +33,7 @@ def test_a_subject_is_painted_where_its_pictures_do_not_show_it(subject) -> None
 
 def test_no_picture_of_a_style_shows_the_other_class() -> None:
     (kind,) = [kind for kind in CLASSES if f" {kind} " in ANOTHER_CLASS.text]
-    assert kind not in {scene.kind for style in STYLES for scene in style.scenes()}
+    assert kind not in {scene.kind for style in STYLE_TASKS for scene in style.scenes()}
 
 
 @pytest.mark.parametrize("kind", RECIPES)
@@ -43,19 +43,19 @@ def test_a_recipe_is_one_of_the_training_nodes(kind) -> None:
 
 
 def test_every_adapter_is_kept_under_a_name_of_its_own() -> None:
-    learnt = [(task,) for task in (*SUBJECTS, *STYLES)] + [(s, t) for s in SUBJECTS for t in STYLES]
+    learnt = [(task,) for task in (*SUBJECT_TASKS, *STYLE_TASKS)] + [(s, t) for s in SUBJECT_TASKS for t in STYLE_TASKS]
     files = {tasks: f"{number}.safetensors" for number, tasks in enumerate(learnt)}
     names = kept_names(files)
     assert sorted(names.values()) == sorted(files.values())
-    subject, style = SUBJECTS[0], STYLES[0]
+    subject, style = SUBJECT_TASKS[0], STYLE_TASKS[0]
     assert [names["subject"], names["style"], names["merged"]] == [
         files[t] for t in ((subject,), (style,), (subject, style))
     ]
 
 
 def test_a_picture_stands_in_its_row_and_under_its_title(tmp_path) -> None:
-    columns = [BASE, SUBJECT, *(style.name for style in STYLES)]
-    scenes = [(SCENES[s.name], s) for s in SUBJECTS] + [(ANOTHER_CLASS, None)]
+    columns = [BASE, SUBJECT, *(style.name for style in STYLE_TASKS)]
+    scenes = [(SCENES[s.name], s) for s in SUBJECT_TASKS] + [(ANOTHER_CLASS, None)]
 
     def colour(row: int, column: str, blue: int) -> tuple[int, int, int]:
         """Of the picture there; of an empty place."""
@@ -70,7 +70,7 @@ def test_a_picture_stands_in_its_row_and_under_its_title(tmp_path) -> None:
         ]
         return [Row(scene, s, found) for (scene, s), found in zip(scenes, cells, strict=True)]
 
-    subjects, styles = ([training(task, (1, 2, 3)) for task in tasks] for tasks in (SUBJECTS, STYLES))
+    subjects, styles = ([training(task, (1, 2, 3)) for task in tasks] for tasks in (SUBJECT_TASKS, STYLE_TASKS))
     write_sheet(tmp_path / "sheet.png", Results(subjects, styles, rows(100), rows(200)))
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     first = HEADER + 2 * GAP

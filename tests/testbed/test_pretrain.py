@@ -17,14 +17,14 @@ from testbed import model_files
 from testbed.paths import ROOT, free_port
 from testbed.pretrain.compute import Compute
 from testbed.pretrain.data import Stream, drawn, pictures, scenes_of
-from testbed.pretrain.loop import PLATEAU, STATE, Plan, finished, fit, latest, progress
+from testbed.pretrain.loop import PLATEAU, STATE, PretrainSettings, finished, fit, latest, progress
 from testbed.world.vocabulary import HELD_OUT_STYLES, SUBJECTS
 
-PLAN = Plan(steps=9, lr=0.05, batch=2, decay=3, warmup=2, ema=0.9, look_every=4)
+SETTINGS = PretrainSettings(steps=9, lr=0.05, batch=2, decay=3, warmup=2, ema=0.9, look_every=4)
 FLOAT32 = Compute(torch.device("cpu"))
 
 
-def run(folder, plan: Plan = PLAN, stop_at: int | None = None) -> dict[str, torch.Tensor]:
+def run(folder, settings: PretrainSettings = SETTINGS, stop_at: int | None = None) -> dict[str, torch.Tensor]:
     """Train a toy; ``stop_at``: interrupt it before that step."""
     torch.manual_seed(0)
     module = nn.Linear(4, 3)
@@ -32,9 +32,9 @@ def run(folder, plan: Plan = PLAN, stop_at: int | None = None) -> dict[str, torc
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         if step == stop_at:
             raise KeyboardInterrupt
-        return (module(torch.randn(plan.batch, 4, generator=generator)) - 1).square().mean()
+        return (module(torch.randn(settings.batch, 4, generator=generator)) - 1).square().mean()
 
-    fit(module, loss_of, plan, folder, lambda _: {"answer": 42.0}, FLOAT32)
+    fit(module, loss_of, settings, folder, lambda _: {"answer": 42.0}, FLOAT32)
     return finished(folder)
 
 
@@ -44,29 +44,29 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("stop_at", [2, 6, 8])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, stop_at: int) -> None:
-    plan = replace(PLAN, save_seconds=0)  # after every step
-    whole = run(tmp_path / "whole", plan)
+    settings = replace(SETTINGS, save_seconds=0)  # after every step
+    whole = run(tmp_path / "whole", settings)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", plan, stop_at)
+        run(tmp_path / "parts", settings, stop_at)
     assert progress(tmp_path / "parts" / STATE) == {"step": stop_at, "samples": 2 * stop_at, "steps": 9}
-    assert same(run(tmp_path / "parts", plan), whole)
+    assert same(run(tmp_path / "parts", settings), whole)
 
 
 def test_a_longer_plan_goes_on_before_the_rate_went_down(tmp_path) -> None:
-    longer = replace(PLAN, steps=14)
+    longer = replace(SETTINGS, steps=14)
     run(tmp_path / "twice")
     assert progress(tmp_path / "twice" / PLATEAU)["step"] == 6
     assert same(run(tmp_path / "twice", longer), run(tmp_path / "once", longer))
 
 
 def test_what_is_settled_keeps_its_averages_while_the_rate_falls(tmp_path) -> None:
-    plan = replace(PLAN, settled="bias", save_seconds=0)
-    whole = run(tmp_path / "whole", plan)
+    settings = replace(SETTINGS, settled="bias", save_seconds=0)
+    whole = run(tmp_path / "whole", settings)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", plan, stop_at=6)
+        run(tmp_path / "parts", settings, stop_at=6)
     averages = finished(tmp_path / "parts")  # as they were where the rate began to fall
     assert torch.equal(whole["bias"], averages["bias"]) and not torch.equal(whole["weight"], averages["weight"])
-    assert same(run(tmp_path / "parts", plan), whole)
+    assert same(run(tmp_path / "parts", settings), whole)
 
 
 #: A process of its own beside this one, in which ``tests`` could be another program's.
@@ -93,7 +93,7 @@ def test_two_processes_train_as_one_that_takes_the_mean_of_their_losses(tmp_path
         batches = [torch.randn(2, 4, generator=torch.Generator().manual_seed(2 * step + rank)) for rank in range(2)]
         return sum((module(batch) - 1).square().mean() for batch in batches) / 2
 
-    fit(module, loss_of, PLAN, tmp_path / "one", lambda _: {}, FLOAT32)
+    fit(module, loss_of, SETTINGS, tmp_path / "one", lambda _: {}, FLOAT32)
     two, one = finished(tmp_path / "two"), finished(tmp_path / "one")
     assert all(torch.allclose(two[name], one[name], atol=1e-6) for name in one)
     assert progress(tmp_path / "two" / STATE)["samples"] == 2 * progress(tmp_path / "one" / STATE)["samples"]
@@ -108,8 +108,8 @@ def test_what_is_not_trained_here_is_what_is_shipped(tmp_path) -> None:
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
-    rates = [PLAN.lr_at(step) for step in range(PLAN.steps)]
-    assert rates[0] < rates[1] == PLAN.lr == rates[5] == rates[6] > rates[7] > rates[8] > 0
+    rates = [SETTINGS.lr_at(step) for step in range(SETTINGS.steps)]
+    assert rates[0] < rates[1] == SETTINGS.lr == rates[5] == rates[6] > rates[7] > rates[8] > 0
 
 
 def test_a_finished_run_is_left_alone(tmp_path) -> None:
