@@ -44,7 +44,8 @@ class Live:
         self.finish = False  #: end after this step as if it were the last
         self._post, self._about = post, about
         self._status: Status = "preparing"
-        self._note, self._words, self._saved, self._kept_run, self._error = "", {}, "", "", ""
+        self._note, self._saved, self._kept_run, self._error = "", "", "", ""
+        self._words: dict[str, Any] = {}
         self._step, self._steps, self._rates = 0, 0, (0.0, 0.0)
         self._curves = {name: Series() for name in ("loss", "mean", "validation", "schedule", "rotation", "shift")}
         self._mean = RunningMean()
