@@ -144,7 +144,8 @@ def test_cancel_says_where_the_adapter_is(ui, server) -> None:
     ui.shot("cancelled")
     lists = "app.graph._nodes.find((n) => n.type === 'SODATrain').widgets.find((w) => w.name === 'continue_from')"
     ui.wait(f"{lists}.options.values.some((name) => name.startsWith('unfinished: subject'))")
-    assert not ui.page.locator(".p-toast").get_by_text("Node definitions").count(), "and nothing is said of that"
+    for alarm in ("Node definitions", "Update requested"):
+        assert not ui.page.get_by_text(alarm).count(), "and nothing is said of that"
 
 
 def test_a_page_loaded_in_the_middle_of_a_run_shows_it(ui, server) -> None:
