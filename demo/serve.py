@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from demo.build_workflows import NEGATIVE, TITLES, workflow_file
 from demo.graph import set_widgets
 from demo.prompts import demo_settings
 from demo.run import kept_adapters, say
+from soda_core.files import replacing
 from testbed.checkpoints import BASE_NAME
 from testbed.demo_base import checkpoint
 from testbed.paths import cache_root
@@ -40,7 +39,7 @@ def prepare(folder: Path) -> None:
     adapters = _adapters(kept_adapters(base), host.adapters)
     _workflows(folder / WORKFLOWS, adapters)
     if not (folder / SETTINGS).exists():
-        _replace(folder / SETTINGS, json.dumps({"Comfy.TutorialCompleted": True}).encode())
+        _write(folder / SETTINGS, json.dumps({"Comfy.TutorialCompleted": True}).encode())
     if adapters:
         say(f"adapters of the last demo: {', '.join(adapters.values())}")
     else:
@@ -58,9 +57,9 @@ def _workflows(folder: Path, adapters: Mapping[str, str]) -> None:
             say(f"{path.stem} was changed here and stays as it is; remove it for a fresh one")
             continue
         data = json.dumps(for_serve(name, adapters), ensure_ascii=False, indent=1).encode()
-        _replace(path, data)
+        _write(path, data)
         written[path.name] = _digest(data)
-    _replace(record, json.dumps(written).encode())
+    _write(record, json.dumps(written).encode())
 
 
 def _digest(data: bytes) -> str:
@@ -91,17 +90,15 @@ def _adapters(source: Path, target: Path) -> dict[str, str]:
     names = {}
     for path in sorted(source.glob("demo_*")):
         with path.open("rb") as file:
-            _replace(target / path.name, file.read())
+            _write(target / path.name, file.read())
         if path.suffix == ".safetensors":
             names[path.stem.removeprefix("demo_")] = path.name
     return names if {"subject", "style"} <= names.keys() else {}
 
 
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def _replace_link(source: Path, target: Path) -> None:

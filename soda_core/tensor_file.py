@@ -18,6 +18,8 @@ from torch import Tensor
 from . import files
 from .errors import SodaError
 
+EXTENSION = ".safetensors"
+
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a file atomically: it is complete, or it is not there.

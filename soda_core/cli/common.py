@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 
 from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
+from ..tensor_file import EXTENSION
 from ..training.setting import settings_of
-
-EXTENSION = ".safetensors"
+from .screen import Screen
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,13 @@ def load(path: Path) -> SodaAdapter:
 
 def progress(arguments: argparse.Namespace, what: str) -> Callable[[int, int], None]:
     """A bar on the standard error, where that is a terminal and the user wants one."""
-    if arguments.quiet or not sys.stderr.isatty():
-        return lambda done, total: None
+    screen = Screen(bar=not arguments.quiet and sys.stderr.isatty())
 
     def show(done: int, total: int) -> None:
-        width = max(10, min(40, shutil.get_terminal_size().columns - len(what) - 12))
-        filled = width * done // total
-        bar = f"\r{what} [{'=' * filled}{' ' * (width - filled)}] {done}/{total}"
-        print(bar, end="\r\033[K" if done == total else "", file=sys.stderr, flush=True)
+        if done < total:
+            screen.progress(done, total, f"{what} {done}/{total}")
+        else:
+            screen.clear()
 
     return show
 

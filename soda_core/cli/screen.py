@@ -29,8 +29,10 @@ class Screen(logging.Handler):
         self._text = text
         self._draw()
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, text: str | None = None) -> None:
+        """How far it is, and with ``text`` what is being done."""
         self._done, self._total = done, total
+        self._text = self._text if text is None else text
         self._draw()
 
     def clear(self) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
 from ..files import check_prefix
+from ..tensor_file import EXTENSION
 from ..training.options import FolderOptions, RunSettings
 from ..training.ranks import joined, launched
 from ..training.setting import settings_of
 from ..training.settings import TrainSettings
 from . import settings_file
-from .common import EXTENSION, Answer, Command, add_setting, given
+from .common import Answer, Command, add_setting, given
 from .screen import Screen, logged
 
 if TYPE_CHECKING:  # needs ComfyUI

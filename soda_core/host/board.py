@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
-from server import PromptServer
 
+from .server import running, tell
 from .training.live import EVERY, Live, State
 
 #: Nodes whose last training is kept.
@@ -46,9 +46,8 @@ class Board:
         self._states[key] = state
         for old in list(self._states)[:-_KEPT]:
             del self._states[old]
-        instance = getattr(PromptServer, "instance", None)
-        if instance is not None:
-            instance.loop.call_soon_threadsafe(self._schedule, key)
+        if (server := running()) is not None:
+            server.loop.call_soon_threadsafe(self._schedule, key, server.loop)
 
     def states(self) -> list[State]:
         return list(self._states.values())
@@ -58,17 +57,16 @@ class Board:
         live = self._running.get(run)
         return live is not None and live.ask_finish()
 
-    def _schedule(self, key: tuple[str, str]) -> None:
+    def _schedule(self, key: tuple[str, str], loop: asyncio.AbstractEventLoop) -> None:
         self._unsent.add(key)
         if self._timer is None:
-            loop = PromptServer.instance.loop
-            self._timer = loop.call_at(max(loop.time(), self._sent + EVERY), self._send)
+            self._timer = loop.call_at(max(loop.time(), self._sent + EVERY), self._send, loop)
 
-    def _send(self) -> None:
-        self._timer, self._sent = None, PromptServer.instance.loop.time()
+    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer, self._sent = None, loop.time()
         for key in self._unsent:
             if key in self._states:
-                PromptServer.instance.send_sync("soda.training", self._states[key])
+                tell("soda.training", self._states[key])
         self._unsent.clear()
 
 
@@ -77,12 +75,13 @@ board = Board()
 
 def register_routes() -> None:
     """``GET /soda/trainings``: the newest state of each; ``POST /soda/finish {"id": …}``: end one in good order."""
+    routes = running().routes
 
-    @PromptServer.instance.routes.get("/soda/trainings")
+    @routes.get("/soda/trainings")
     async def trainings(request: web.Request) -> web.Response:
         return web.json_response(board.states())
 
-    @PromptServer.instance.routes.post("/soda/finish")
+    @routes.post("/soda/finish")
     async def finish(request: web.Request) -> web.Response:
         try:
             run = (await request.json())["id"]

@@ -19,13 +19,13 @@ from ..adapter import SodaAdapter
 from ..errors import SettingsError, SodaError
 from ..files import check_prefix
 from ..interop.lora import Export
+from ..tensor_file import EXTENSION
 from ..text import printable
 from . import pictures
 from .server import announce_saved
 
 FOLDER = "soda"
 LORAS = "loras"  #: the host's own
-EXTENSION = ".safetensors"
 
 
 def register() -> None:

@@ -14,11 +14,12 @@ import comfy.utils
 import folder_paths
 
 from ..errors import SettingsError
+from ..tensor_file import EXTENSION
 from ..text import printable
 from .versions import is_out_of_memory
 
 #: No others are read: they can run programs.
-_ENDINGS = (".safetensors", ".sft")
+_ENDINGS = (EXTENSION, ".sft")
 
 
 @dataclass(frozen=True)
