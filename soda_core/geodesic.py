@@ -129,8 +129,8 @@ def _sizes(factors: Sequence[Tensor]) -> tuple[int, ...]:
 
 def _generator_norm(logs: Sequence[Tensor]) -> float:
     """``‖log K‖`` of a Kronecker product: ``‖log K‖² = Σ_i (in / k_i) ‖log R_i‖²``, as its terms are orthogonal."""
-    width = math.prod(_sizes(logs))
-    return math.sqrt(sum(width / A.shape[-1] * float(A.square().sum()) for A in logs))
+    in_features = math.prod(_sizes(logs))
+    return math.sqrt(sum(in_features / A.shape[-1] * float(A.square().sum()) for A in logs))
 
 
 def _gain(of_parents: Iterable[float], of_sums: Iterable[float]) -> float:

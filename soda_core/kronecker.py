@@ -26,7 +26,7 @@ FACTORS = 2
 #: A dense rotation of a prime number of dimensions is offered up to this many.
 LARGEST_DENSE_FACTOR = 256
 
-#: Limits of a rotation: more factors than halve any width, and one of a gigabyte.
+#: Limits of a rotation: more factors than halve any number of inputs, and one of a gigabyte.
 MOST_FACTORS, LARGEST_FACTOR = 16, 16_384
 
 #: The authors' factor sizes by number of inputs (SDXL's); for other numbers the automatic sizes stand in.

@@ -59,8 +59,8 @@ def thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     result = result_dtype(W)
     W64 = in_float64(W)
-    out, width = W64.shape
-    tall = out >= width
+    out, in_features = W64.shape
+    tall = out >= in_features
     A = W64 if tall else W64.mT
     basis = torch.linalg.eigh(A.mT @ A).eigenvectors.flip(-1)
     Q = A @ basis

@@ -243,14 +243,14 @@ def _term(entry: Mapping[str, Any], where: str) -> TermSpec:
     if strengths and (shift is None or not probe):
         raise FileFormatError(f"{where}.sketched belongs to a shift and its probe")
     if shape is not None:
-        out, width = shape[0], math.prod(shape[1:])
-        if factors and math.prod(factors) != width:
+        out, in_features = shape[0], math.prod(shape[1:])
+        if factors and math.prod(factors) != in_features:
             raise FileFormatError(
-                f"{where}.factors rotate {math.prod(factors)} inputs, a weight of shape {shape} has {width}"
+                f"{where}.factors rotate {math.prod(factors)} inputs, a weight of shape {shape} has {in_features}"
             )
-        if shift is not None and shift != min(out, width):
+        if shift is not None and shift != min(out, in_features):
             raise FileFormatError(
-                f"{where}.shift has {shift} entries, expected {min(out, width)} for a weight of shape {shape}"
+                f"{where}.shift has {shift} entries, expected {min(out, in_features)} for a weight of shape {shape}"
             )
     return TermSpec(decomposition, factors, shift, shape, probe, knots, strengths)
 

@@ -72,7 +72,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def _sizes(path: Path, table: Any) -> dict[int, tuple[int, ...]]:
     try:
-        return {int(width): tuple(int(size) for size in sizes) for width, sizes in table.items()}
+        return {int(in_features): tuple(int(size) for size in sizes) for in_features, sizes in table.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise SettingsError(
             f"{path}: [{_TABLE}] must hold lists of whole numbers by number of inputs (320 = [16, 20])"
@@ -98,7 +98,7 @@ def settings(adapter: SodaAdapter) -> dict[str, Any]:
     values |= {"trigger_phrase": adapter.trigger_phrase} if adapter.trigger_phrase else {}
     folder = adapter.metadata.get("folder") or {}
     values |= {name: folder[name] for name in settings_of(FolderOptions) if name in folder}
-    return values | ({_TABLE: {int(width): list(of) for width, of in sizes.items()}} if sizes else {})
+    return values | ({_TABLE: {int(in_features): list(of) for in_features, of in sizes.items()}} if sizes else {})
 
 
 def text(adapter: SodaAdapter) -> str:
@@ -113,7 +113,7 @@ def text(adapter: SodaAdapter) -> str:
     sizes = values.pop(_TABLE, None)
     lines += ["", *(f"{name} = {_value(value)}" for name, value in values.items())]
     if sizes:
-        lines += ["", f"[{_TABLE}]", *(f"{width} = {list(of)}" for width, of in sizes.items())]
+        lines += ["", f"[{_TABLE}]", *(f"{in_features} = {list(of)}" for in_features, of in sizes.items())]
     return "\n".join(lines)
 
 

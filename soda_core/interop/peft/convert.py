@@ -133,7 +133,9 @@ def _config(layers: Mapping[str, SodaLayer]) -> SodaConfig:
     for name, layer in layers.items():
         of_layer = tuple(R.shape[-1] for R in layer.factors)
         if layer.factors and sizes.setdefault(math.prod(of_layer), of_layer) != of_layer:
-            raise SettingsError(f"layer {name!r} has factors of sizes {of_layer}, others of its width have other sizes")
+            raise SettingsError(
+                f"layer {name!r} has factors of sizes {of_layer}, others with as many inputs have other sizes"
+            )
     if len(kinds) > 1:
         raise SettingsError("some layers have an SVD shift, others a QR shift; PEFT needs one decomposition for all")
     train: Train = "rotation + shift" if sizes and kinds else "rotation only" if sizes else "shift only"
