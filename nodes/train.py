@@ -44,6 +44,7 @@ _OPTIONAL = (
     "layer_pattern", "factor_preset", "factor_count", "loss", "dco_beta", "min_snr_gamma", "prior_weight", "schedule",
     "warmup_steps", "accumulation", "gradient_clip", "retraction", "seed", "training_dtype", "gradient_checkpointing",
     "save_every", "preview_every", "preview_steps", "shift_knots", "state_minutes", "continue_from", "rate_units",
+    "rates",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ..soda_core.training.settings import TrainSettings
 from .common import CATEGORY, TrainingSettingsType, widget
 
 #: In the order in which they came: a saved workflow stores values by their place.
-_CAME_LATER = ("rate_units",)
+_CAME_LATER = ("rate_units", "rates")
 
 
 def _inputs() -> list[io.Input]:
@@ -24,7 +24,7 @@ def _inputs() -> list[io.Input]:
             if setting.advanced:
                 host = {"options": states.choices()} if name == "continue_from" else {}
                 inputs[name] = widget(record, name, advanced=None, **host)
-    return [inputs[name] for name in sorted(inputs, key=_CAME_LATER.__contains__)]
+    return [inputs[name] for name in (*(name for name in inputs if name not in _CAME_LATER), *_CAME_LATER)]
 
 
 class SodaTrainingSettings(io.ComfyNode):

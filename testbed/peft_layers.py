@@ -73,8 +73,8 @@ class PeftTrainable:
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self._parameters)
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.AdamW(self._parameters, lr=self.settings.shift_lr, weight_decay=0.0)]
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"all": torch.optim.AdamW(self._parameters, lr=self.settings.shift_lr, weight_decay=0.0)}
 
     def begin_step(self) -> None:
         """peft's layers read their parameters when they are called."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from .prodigy import Prodigy
 from .ranks import ALONE, Ranks
 from .settings import TrainSettings
 
@@ -32,11 +33,15 @@ class Losses:
 
 @dataclass
 class Progress:
-    """Where a run stands; the loop owns it and keeps it current."""
+    """Where a run stands; the loop owns it and keeps it current.
+
+    ``learning_rates`` are what the schedule multiplies rates by; where they are automatic, the first part's own.
+    """
 
     step: int = 0  #: optimiser steps done
     losses: list[float] = field(default_factory=list)  #: denoising loss per step
-    learning_rates: list[float] = field(default_factory=list)  #: multiplier of the learning rates per step
+    learning_rates: list[float] = field(default_factory=list)  #: per step
+    rates: dict[str, float] = field(default_factory=dict)  #: learning rates of the last step by part
 
 
 class Trainable(Protocol):
@@ -48,8 +53,8 @@ class Trainable(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """New ones, at the settings' learning rates; every trained parameter belongs to one."""
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """New ones, at the settings' learning rates, by part; every trained parameter belongs to one."""
 
     def begin_step(self) -> None:
         """Make the layers follow the parameters; called before every forward pass that follows an update."""
@@ -103,12 +108,14 @@ class TrainingLoop:
     def __init__(self, trainable: Trainable, settings: TrainSettings, progress: Progress, ranks: Ranks = ALONE) -> None:
         ranks.check(settings.batch_size)
         self.trainable, self.settings, self.progress, self.ranks = trainable, settings, progress, ranks
-        self._optimizers = trainable.optimizers()
+        self._parts = trainable.optimizers()
+        self._optimizers = [*self._parts.values()]
         self._base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
         self._parameters = [p for p in trainable.parameters() if p.requires_grad]
         self._good = trainable.snapshot()  # before the last step, whose result is known to be good at the next
         self._watch = _Watch()
         self._whole = True  # parameters and optimisers are at one step
+        self._set_rates()
 
     def run(self, batch_loss: BatchLoss, on_step: OnStep, finish: Callable[[], bool] = lambda: False) -> None:
         """Take the steps that are left.
@@ -133,11 +140,9 @@ class TrainingLoop:
 
     def _step(self, batch_loss: BatchLoss) -> None:
         step, settings = self.progress.step, self.settings
-        factor = settings.lr_factor(step)
-        for optimizer, lrs in zip(self._optimizers, self._base_lrs, strict=True):
+        multiplier = self._set_rates()
+        for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                group["lr"] = lr * factor
         total = 0.0
         for part in range(settings.accumulation):
             self.trainable.begin_step()
@@ -151,7 +156,7 @@ class TrainingLoop:
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, settings.gradient_clip or math.inf))
         if reason := self._watch.diverged(total, norm):
             self._go_back(max(step - 1, 0))
-            raise TrainingError(_advice(step, reason, settings))
+            raise TrainingError(_advice(step, reason, self.progress.rates, settings.automatic))
         good = self.trainable.snapshot()
         self._whole = False
         try:
@@ -163,8 +168,21 @@ class TrainingLoop:
         self._good = good
         self.progress.step += 1
         self.progress.losses.append(total)
-        self.progress.learning_rates.append(factor)
+        self.progress.learning_rates.append(multiplier)
         self._whole = True
+
+    def estimates(self) -> dict[str, float]:
+        """The learning rates that were found so far, by part, before the schedule; none where they are set by hand."""
+        return {part: o.distance for part, o in self._parts.items() if isinstance(o, Prodigy)}
+
+    def _set_rates(self) -> float:
+        """For the step that comes next; the multiplier that :class:`Progress` tells of."""
+        factor, estimates = self.settings.lr_factor(self.progress.step), self.estimates()
+        for (part, optimizer), lrs in zip(self._parts.items(), self._base_lrs, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * factor
+            self.progress.rates[part] = lrs[0] * factor * estimates.get(part, 1.0)
+        return factor * next(iter(estimates.values()), 1.0)
 
     def _of_all(self, loss: float) -> float:
         """Add up gradients, and the loss, over all processes."""
@@ -218,6 +236,7 @@ class TrainingLoop:
         self.progress.step = len(self.progress.losses)
         for loss in self.progress.losses:
             self._watch.add(loss)
+        self._set_rates()
 
 
 def _take(tensors: Mapping[str, Tensor], key: str) -> Tensor:
@@ -291,13 +310,12 @@ def _check_reached(trainable: Trainable) -> None:
                         "are", len(missed), total, missed[0])  # fmt: skip
 
 
-def _advice(step: int, reason: str, settings: TrainSettings) -> str:
+def _advice(step: int, reason: str, rates: Mapping[str, float], automatic: bool) -> str:
     if step == 0:
         return (
             f"training cannot start: at step 1 {reason}, before anything was trained; check the base model, the VAE "
             "and the pictures, and try training_dtype fp32"
         )
-    return (
-        f"training diverged at step {step + 1}: {reason}. Lower the learning rates (rotation {settings.rotation_lr:g}, "
-        f"shift {settings.shift_lr:g}) or add warm-up steps"
-    )
+    said = ", ".join(f"{part} {rate:.3g}" for part, rate in rates.items())
+    advice = f"Set rates by hand, lower than these ({said})" if automatic else f"Lower the learning rates ({said})"
+    return f"training diverged at step {step + 1}: {reason}. {advice} or add warm-up steps"

@@ -30,15 +30,21 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     return made.peak
 
 
-#: Of the parameters, while training: values, gradients, two moments, and the last good state.
-_COPIES = 5
+#: Of the parameters, while training: values, gradients, two moments, and the last good state; and what automatic rates
+#: keep: where they started, and the sum of gradients.
+_COPIES, _OF_AUTOMATIC = 5, 2
 
 
-def needs(trainable: Trainable, losses: Callable[[], Losses]) -> dict[str, int]:
-    """Bytes that a training takes above its model, by what they are for; arguments as for :func:`step_bytes`."""
+def needs(trainable: Trainable, losses: Callable[[], Losses], automatic: bool = False) -> dict[str, int]:
+    """Bytes that a training takes above its model, by what they are for; arguments as for :func:`step_bytes`.
+
+    Args:
+        automatic: whether its rates are.
+    """
+    copies = _COPIES + _OF_AUTOMATIC * automatic
     return {
         "decompositions": trainable.frozen_bytes(),
-        "adapter and optimiser": _COPIES * sum(p.nbytes for p in trainable.parameters()),
+        "adapter and optimiser": copies * sum(p.nbytes for p in trainable.parameters()),
         "a step": step_bytes(trainable, losses),
     }
 

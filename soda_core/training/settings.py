@@ -18,6 +18,7 @@ from .setting import CONNECTED, Setting, check_settings, setting
 Train = Literal["rotation + shift", "rotation only", "shift only"]
 Loss = Literal["dco", "mse", "min-snr"]
 Schedule = Literal["constant", "cosine"]
+Rates = Literal["by hand", "automatic"]
 RateUnits = Literal["layer", "entry"]
 #: Of rates that do not say theirs: they are from before there was a choice.
 UNSAID_UNITS: RateUnits = "entry"
@@ -30,6 +31,7 @@ def _learning_rate(what: str) -> dict[str, Setting]:
         minimum=0.0,
         maximum=1.0,
         step=1e-6,
+        when=("rates", "by hand"),
         exponent=True,
     )
 
@@ -82,6 +84,16 @@ class TrainSettings:
         metadata=_learning_rate(
             "Learning rate of the spectral shifts: how far a step goes, relative to the root mean square of the "
             "layer's singular values. 5e-5 is about the authors' for 1000 steps on SDXL"
+        ),
+    )
+    rates: Rates = field(
+        default="by hand",
+        metadata=setting(
+            "by hand (default): the two learning rates as they are set. automatic: both are estimated while training "
+            "goes on (Prodigy), from small ones up, and what they came to is in the log and the file; rotation_lr and "
+            "shift_lr are not used. cosine suits it.",
+            choices=get_args(Rates),
+            advanced=True,
         ),
     )
     rate_units: RateUnits = field(
@@ -252,7 +264,7 @@ class TrainSettings:
         check_settings(self)
         self._require("shift_knots", self.shift_knots != 1, "0, or 2 or more")
         self._require("warmup_steps", self.warmup_steps <= self.steps, f"between 0 and steps ({self.steps})")
-        if not (self.rotates and self.rotation_lr) and not (self.shifts and self.shift_lr):
+        if not self.automatic and not (self.rotates and self.rotation_lr) and not (self.shifts and self.shift_lr):
             raise SettingsError(f"nothing would be trained: with train = {self.train!r} the learning rate is 0")
         for in_features, sizes in (self.factor_sizes or {}).items():
             kronecker.check_sizes(sizes, in_features)
@@ -262,6 +274,11 @@ class TrainSettings:
     def _require(self, name: str, ok: bool, expected: str) -> None:
         if not ok:
             raise SettingsError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the learning rates are estimated."""
+        return self.rates == "automatic"
 
     @property
     def rotates(self) -> bool:
@@ -276,7 +293,7 @@ class TrainSettings:
         return min(self.shift_knots, rank) if self.shift_knots and self.decomposition == "svd" else rank
 
     def lr_factor(self, step: int) -> float:
-        """Multiplier of both learning rates at ``step`` (0-based): linear warm-up, then the schedule."""
+        """Multiplier of the learning rates at ``step`` (0-based): linear warm-up, then the schedule."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         if self.schedule == "constant":

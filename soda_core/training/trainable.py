@@ -20,12 +20,10 @@ from ..errors import SettingsError
 from ..kronecker import grouped
 from ..layer import SodaLayer
 from ..spectral import Spectrum, SvdSpectrum
-from ..stiefel import StiefelAdam
-from .adam import ScaledAdamW
 from .continuation import check_names, start_of
+from .optimizers import optimizers
 from .settings import TrainSettings
 from .trainable_layer import TrainableLayer
-from .units import rotation_units, shift_units
 
 
 class TrainableAdapter(nn.Module):
@@ -146,24 +144,9 @@ class TrainableAdapter(nn.Module):
             )
         return spectrum.knots(self.settings.shift_knots).float()
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Stiefel Adam for the rotations, AdamW for the shifts, as far as each is trained."""
-        settings, layers = self.settings, self.layers.values()
-        of_layer = settings.rate_units == "layer"
-        optimizers: list[torch.optim.Optimizer] = []
-        if self.rotations:
-            groups: list[dict[str, Any]] = [{"params": [stack]} for stack in self.rotations.values()]
-            if of_layer:
-                for group, units in zip(groups, rotation_units(layers, self.rotation_stacks()), strict=True):
-                    group["scale"] = units
-            optimizers.append(StiefelAdam(groups, lr=settings.rotation_lr, retraction=settings.retraction))
-        if self.shifts is not None:
-            if of_layer:
-                units = shift_units(layers, self.shift_sizes).to(self.shifts)
-                optimizers.append(ScaledAdamW([self.shifts], settings.shift_lr, [units]))
-            else:
-                optimizers.append(torch.optim.AdamW([self.shifts], lr=settings.shift_lr))
-        return optimizers
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By the part that each trains; see :func:`.optimizers.optimizers`."""
+        return optimizers(self.settings, self.layers.values(), self.rotation_stacks(), self.shifts, self.shift_sizes)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -54,6 +54,8 @@ def shift_unit(weight: Tensor) -> float:
 
 def rates_in_words(settings: TrainSettings) -> str:
     """The learning rates of what is trained, with their units."""
+    if settings.automatic:
+        return "automatic"
     of_layer = settings.rate_units == "layer"
     said = []
     if settings.rotates:

@@ -83,7 +83,7 @@ def test_a_weight_of_zeros_is_shifted_as_it_is() -> None:
     settings = replace(SETTINGS, train="shift only")
     trainable = TrainableAdapter({"z": (6, 8)}, settings, {"z": spectrum})
     trainable.shifts.grad = torch.ones_like(trainable.shifts)
-    for optimizer in trainable.optimizers():
+    for optimizer in trainable.optimizers().values():
         optimizer.step()
     torch.testing.assert_close(trainable.shifts.detach(), torch.full((6,), -2e-3), rtol=1e-3, atol=0)
 

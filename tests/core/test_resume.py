@@ -26,6 +26,8 @@ KINDS = {
     "rotation only": {"train": "rotation only", "retraction": "exp"},
     "shift only": {"train": "shift only"},
     "schedule": {"schedule": "cosine", "warmup_steps": 3},
+    "automatic rates": {"rates": "automatic"},
+    "automatic rates, rotation only": {"rates": "automatic", "train": "rotation only"},
     "sizes of a script": {"factor_sizes": {30: (2, 3, 5), 20: (4, 5), 54: [6, 9]}},
 }
 

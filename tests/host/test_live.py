@@ -57,9 +57,25 @@ def test_a_run_is_seen_from_its_preparation_to_its_file(host, model, watched) ->
     assert [value for _, value in curves["loss"]] == pytest.approx(result.losses, rel=1e-3)
     assert curves["rotation"][0] == [0, 0.0] and curves["rotation"][-1][1] > 0.1, "degrees"
     assert curves["shift"][0] == [0, 0.0] and 0 < curves["shift"][-1][1] < 1
+    assert last["rates"] == [1e-2, 1e-2]
     for state in told:
         json.dumps(state, allow_nan=False)
         assert len(json.dumps(state)) < 50_000
+
+
+def test_automatic_rates_are_seen_and_the_file_says_what_they_came_to(host, model, watched, caplog) -> None:
+    live, told = watched
+    with caplog.at_level("INFO"):
+        result = train(host, model, live, rates="automatic", steps=8)
+    found = host.core("host.folders").load_adapter(result.saved_name).metadata["automatic_rates"]
+    taken = [state["rates"] for state in told if state["status"] == "training"]
+    start = host.core("training.optimizers").SMALLEST
+    assert taken[0] == pytest.approx([start["rotation"], start["shift"]])
+    assert len(found) == 2 and all(found[part] >= start[part] for part in start)
+    assert max(found[part] / start[part] for part in start) > 1.1, "one at least has risen"
+    assert taken[-1][0] <= found["rotation"] and taken[-1][1] <= found["shift"]
+    assert f"learning rates rotation {taken[-1][0]:.2g}, shift {taken[-1][1]:.2g}" in caplog.text
+    assert "automatic_rates" not in train(host, model, live).adapter.metadata
 
 
 def test_validation_is_the_same_question_each_time(host, model, watched) -> None:

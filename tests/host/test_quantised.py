@@ -34,7 +34,7 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
     "convrot_w4a4": ({"convrot_groupsize": 64}, {"convrot_groupsize": 64}, 0.15),
 }
 #: Large enough to show above the rounding of 4 bits.
-SETTINGS = {"steps": 4, "rotation_lr": 0.05, "shift_lr": 0.05, "loss": "dco"}
+SETTINGS = {"steps": 4, "rotation_lr": 0.2, "shift_lr": 0.1, "loss": "dco"}
 
 
 def quantised(host, name: str) -> Any:

@@ -59,7 +59,7 @@ def test_the_widget_order_is_frozen(server) -> None:
         "shift_lr", "decomposition", "train", "layers", "layer_pattern", "factor_preset", "factor_count", "loss",
         "dco_beta", "min_snr_gamma", "prior_weight", "schedule", "warmup_steps", "accumulation", "gradient_clip",
         "retraction", "seed", "training_dtype", "gradient_checkpointing", "save_every", "preview_every",
-        "preview_steps", "shift_knots", "state_minutes", "continue_from", "rate_units",
+        "preview_steps", "shift_knots", "state_minutes", "continue_from", "rate_units", "rates",
     ]  # fmt: skip
     assert [name for name, spec in inputs_of(server, "SODATrain").items() if not is_widget(spec)] == [
         "model", "latents", "positive", "base_positive", "class_latents", "class_positive", "negative", "vae",
@@ -68,7 +68,7 @@ def test_the_widget_order_is_frozen(server) -> None:
     assert list(inputs_of(server, "SODATrainingSettings")) == [
         "batch_size", "accumulation", "train", "factor_preset", "factor_count", "warmup_steps", "schedule",
         "gradient_clip", "retraction", "training_dtype", "gradient_checkpointing", "save_every", "preview_steps",
-        "state_minutes", "continue_from", "rate_units",
+        "state_minutes", "continue_from", "rate_units", "rates",
     ]  # fmt: skip
 
 

@@ -80,6 +80,12 @@ def test_rates_of_a_prompt_that_does_not_say_their_units_count_as_they_did_befor
     assert settings_of_file(server, "units")["rate_units"] == "entry"
 
 
+def test_automatic_rates_come_from_the_settings_node_and_need_no_rates(server) -> None:
+    g = training_graph(server, filename_prefix="automatic", rotation_lr=0.0, shift_lr=0.0)
+    server.queue(with_settings(server, g, rates="automatic").nodes)
+    assert settings_of_file(server, "automatic")["rates"] == "automatic"
+
+
 def test_a_rate_may_be_text_as_the_widget_writes_it(server) -> None:
     """Out of a subgraph the front end sends the widget's text."""
     server.queue(training_graph(server, filename_prefix="written", steps=1, rotation_lr="5e-3").nodes)

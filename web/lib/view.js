@@ -115,7 +115,7 @@ export class TrainingView {
 
   #cards(state) {
     const { rotation = [], shift = [], schedule = [] } = state?.curves ?? {};
-    const rates = (state?.rates ?? []).filter(Boolean).map((rate) => number(rate * (schedule.at(-1)?.[1] ?? 1), 2));
+    const rates = (state?.rates ?? []).filter(Boolean).map((rate) => number(rate, 2));
     const cards = [
       ["rotation", rotation, (value) => `${number(value)}°`],
       ["shift", shift, (value) => `${number(100 * value)} %`],

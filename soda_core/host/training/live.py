@@ -46,7 +46,7 @@ class Live:
         self._status: Status = "preparing"
         self._note, self._saved, self._kept_run, self._error = "", "", "", ""
         self._words: dict[str, Any] = {}
-        self._step, self._steps, self._rates = 0, 0, (0.0, 0.0)
+        self._step, self._steps, self._rates = 0, 0, list[float]()
         self._curves = {name: Series() for name in ("loss", "mean", "validation", "schedule", "rotation", "shift")}
         self._mean = RunningMean()
         self._pictures: list[dict[str, Any]] = []
@@ -91,7 +91,7 @@ class Live:
     def begin(self, settings: TrainSettings, progress: Progress, measures: Measures, validation: Validation) -> None:
         """The first step comes next. Only for what is watched."""
         self._status, self._steps, self._note, self._words = "training", settings.steps, "", {}
-        self._rates = (settings.rotation_lr if settings.rotates else 0.0, settings.shift_lr if settings.shifts else 0.0)
+        self._rates = [*progress.rates.values()]
         for step, (loss, rate) in enumerate(zip(progress.losses, progress.learning_rates, strict=True), 1):
             self._add(step, loss, rate)  # of a run that goes on
         self._step = self._first = progress.step
@@ -104,7 +104,7 @@ class Live:
         """One step more."""
         if not self.watched:
             return
-        self._step = progress.step
+        self._step, self._rates = progress.step, [*progress.rates.values()]
         self._add(progress.step, progress.losses[-1], progress.learning_rates[-1])
         if self._validation is not None and (self.finish or self._validation.due(self._step)):
             self._look(self._step)

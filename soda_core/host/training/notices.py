@@ -47,7 +47,7 @@ def notices(data: TrainingData, settings: TrainSettings) -> Iterator[Notice]:
     for part, trained, rate in (
         ("rotation", settings.rotates, settings.rotation_lr), ("shift", settings.shifts, settings.shift_lr)
     ):  # fmt: skip
-        if trained and not rate:
+        if trained and not rate and not settings.automatic:
             yield Notice(f"{part} rate", f"{part}_lr is 0: this part stays as it is")
 
 

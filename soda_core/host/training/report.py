@@ -42,7 +42,9 @@ class Report:
             self._logged = now
             recent = progress.losses[-_RECENT:]
             loss, rate = sum(recent) / len(recent), (step - self.done) / (now - self._started)
-            logging.info("SODA: step %d/%d, loss %.4f, %.2f steps/s", step, self.steps, loss, rate)
+            lrs = ", ".join(f"{part} {lr:.2g}" for part, lr in progress.rates.items())
+            logging.info("SODA: step %d/%d, loss %.4f, learning rates %s, %.2f steps/s",
+                         step, self.steps, loss, lrs, rate)  # fmt: skip
 
 
 def announce(

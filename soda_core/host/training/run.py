@@ -133,12 +133,14 @@ class Run:
 
     def adapter(self) -> SodaAdapter:
         """What is trained so far."""
-        return self.trainable.to_adapter(self.session.weights, self.metadata | {"steps": self.progress.step})
+        found = self.loop.estimates()
+        said = {"steps": self.progress.step} | ({"automatic_rates": found} if found else {})
+        return self.trainable.to_adapter(self.session.weights, self.metadata | said)
 
     def memory(self) -> dict[str, int]:
         """Bytes that training takes above the loaded model, by what they are for."""
         largest = self.objective.largest()
-        return needs(self.trainable, lambda: self.objective.losses(*largest))
+        return needs(self.trainable, lambda: self.objective.losses(*largest), self.settings.automatic)
 
     def _describe(self) -> dict[str, Any]:
         options = self.options
