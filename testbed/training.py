@@ -21,7 +21,7 @@ from soda_core.host.training.dataset import Examples
 from soda_core.host.training.objective import Objective
 from soda_core.host.training.session import TrainingSession
 from soda_core.host.training.validation import Validation
-from soda_core.training.loop import OnStep, Progress, Trainable, train
+from soda_core.training.loop import OnStep, Progress, Trainable, TrainingLoop
 from soda_core.training.measures import Measures
 from soda_core.training.memory import needs
 from soda_core.training.settings import TrainSettings
@@ -41,6 +41,7 @@ class Trained:
     seconds: float
     seconds_per_step: float
     losses: list[float]
+    automatic_rates: dict[str, float]  #: by part; empty where they were set by hand
 
 
 def train_method(
@@ -65,7 +66,7 @@ def train_method(
         return Trained(
             layers.deltas(), layers.adapter(), layers.degrees_of_freedom(),
             sum(p.numel() for p in layers.trainable.parameters()), time.monotonic() - started, per_step,
-            progress.losses,
+            progress.losses, training.automatic_rates,
         )  # fmt: skip
 
 
@@ -93,6 +94,7 @@ class MethodTraining:
         session.load(examples.batch_shape(session.settings.batch_size))
         self.layers: MethodLayers = SodaLayers(session) if method.peft is None else PeftLayers(session, method.peft())
         self.objective = Objective(session, self.layers.trainable, examples)
+        self.automatic_rates: dict[str, float] = {}  #: by part, once it is trained with them
 
     def needs(self) -> dict[str, int]:
         """Bytes that it takes above the loaded model, by what they are for."""
@@ -105,7 +107,9 @@ class MethodTraining:
 
     def train(self, on_step: OnStep = lambda progress: None) -> Progress:
         progress = Progress()
-        train(self.layers.trainable, self.session.settings, self.objective.batch_loss, on_step, progress)
+        loop = TrainingLoop(self.layers.trainable, self.session.settings, progress)
+        loop.run(self.objective.batch_loss, on_step)
+        self.automatic_rates = loop.estimates()
         return progress
 
 

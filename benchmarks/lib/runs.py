@@ -73,7 +73,8 @@ class Runs:
         with replacing(files.deltas) as unfinished:
             save_file({n: d.half().contiguous() for n, d in trained.deltas.items()}, unfinished)
         cost = {"params": trained.params, "stored": trained.stored, "seconds_per_step": trained.seconds_per_step}
-        return cost | self._shown(files, trained.deltas, (task,), seed)
+        found = {f"automatic {part} rate": rate for part, rate in trained.automatic_rates.items()}
+        return cost | found | self._shown(files, trained.deltas, (task,), seed)
 
     def drift(self, files: Files, parts: Sequence[Files], seed: int) -> Row:
         """Of prompts without a placeholder, against the model without an adapter."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.lib import prediction, report
+from benchmarks import rates as bench_rates
+from benchmarks.lib import automatic, prediction, report
 from benchmarks.lib.errors import cells, difference, mean
 from benchmarks.lib.kept import Kept
 from benchmarks.lib.merges import ALONE, WAYS, recipes
@@ -160,7 +161,7 @@ def test_a_scope_names_methods_and_keeps_what_is_reported_apart(scope) -> None:
 def pretend(job: Job) -> dict:
     """A row as a run would give it: rates matter, a subject or style alone scores little when both are asked for."""
     off = [0.0]
-    if job.call[0] == "train":
+    if job.call[0] == "train" and "lr" in job.row:
         rates = zip(("lr", "shift_lr"), parts(job.call[1]), strict=True)
         off = [math.log(job.row[name] / MIDDLE[part]) for name, part in rates]
     likes = {"LoRA": 0.7, "LoKr": 0.6}.get(job.row["method"], 0.8)
@@ -234,6 +235,31 @@ def test_rates_of_a_method_that_is_not_tuned_are_refused(tmp_path) -> None:
     assert plan.tuned() == [] and plan.recipes() == [] and [*plan.trainings(0)] == []
     with pytest.raises(SystemExit, match="LoRA-large, style: run the stage tune"):
         plan.rates(METHODS["LoRA-large"], "style")
+
+
+# --------------------------------------------------------------------------------------------------- automatic rates
+
+
+@pytest.mark.parametrize(("part", "holds"), [(1.1, True), (1.0, True), (0.9, False), (0.45, False)])
+def test_automatic_rates_are_compared_with_the_best_that_were_found(tmp_path, part, holds) -> None:
+    """In every run they score as much of what the best rates do."""
+    plan = Plan(bench_rates.QUICK, Kept(tmp_path, "base", NO_REPORT))
+    assert [*automatic.comparisons(plan)] == []
+    while tries := [job for key, kind in plan.scope.parts for job in plan.next_tries(METHODS[key], kind)]:
+        for job in tries:
+            plan.kept.add(job.key, pretend(job))
+    for job in automatic.all_jobs(plan):
+        assert job.call[1].settings["rates"] == "automatic" and "lr" not in job.row
+        row = pretend(job)
+        plan.kept.add(job.key, {**row, "both": part * row["both"], "automatic rotation rate": 0.02})
+    compared = [*automatic.comparisons(plan)]
+    assert [of.kind for of in compared] == [*KINDS]
+    for of in compared:
+        assert of.rates == (MIDDLE["rotation"], MIDDLE["shift"])
+        assert of.worst == pytest.approx(part, rel=1e-3) and of.holds == holds
+        assert of.difference.value == pytest.approx((part - 1) * of.by_hand[0]["both"], abs=1e-4)
+    text = automatic.table(plan)
+    assert text.count("| 0.02 |") == 2 * len(KINDS) and text.count(f"| {'yes' if holds else 'no'} |") == len(KINDS)
 
 
 # ------------------------------------------------------------------------------------------------------------ report
