@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import get_args
 
 from comfy_api.latest import io, ui
@@ -12,6 +13,9 @@ from ..soda_core.interference import interference
 from ..soda_core.merge import Magnitude, MergeMethod, merge
 from ..soda_core.report.merge import interference_report
 from .common import CATEGORY, SodaAdapterType, adapter_output, blocks, strength
+
+#: of the function, which the command has too
+_DEFAULTS = {name: parameter.default for name, parameter in signature(merge).parameters.items()}
 
 
 def _strength(name: str, of: str) -> io.Input:
@@ -40,7 +44,7 @@ class SodaMerge(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(get_args(MergeMethod)),
-                    default="delta",
+                    default=_DEFAULTS["method"],
                     tooltip="delta (the paper, default because it takes any two adapters of one base): adds both "
                     "changes to the base weights. normalised: that sum, as large as the larger of the two in every "
                     "layer. geodesic: adds the rotations' logarithms, so the result is again a rotation, as small as "
@@ -59,7 +63,7 @@ class SodaMerge(io.ComfyNode):
                 blocks("style_blocks", "the style"),
                 io.Float.Input(
                     "balance",
-                    default=0.5,
+                    default=_DEFAULTS["balance"],
                     min=0.0,
                     max=1.0,
                     step=0.05,
@@ -70,7 +74,7 @@ class SodaMerge(io.ComfyNode):
                 io.Combo.Input(
                     "magnitude",
                     options=list(get_args(Magnitude)),
-                    default="constant",
+                    default=_DEFAULTS["magnitude"],
                     optional=True,
                     tooltip="The size of the merge along the balance. constant: what one loses the other gains "
                     "(default, because 0.5 then changes nothing). orthofuse: each alone at its end, both whole in the "
@@ -89,12 +93,8 @@ class SodaMerge(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, subject, style, subject_strength, style_strength, method, model=None, subject_blocks="", style_blocks="",
-        balance=0.5, magnitude="constant",
-    ) -> io.NodeOutput:  # fmt: skip
-        blocks_of_both = subject_blocks, style_blocks
-        merged = merge(subject, style, subject_strength, style_strength, method, *blocks_of_both, balance, magnitude)
+    def execute(cls, subject, style, model=None, **options) -> io.NodeOutput:
+        merged = merge(subject, style, **options)
         look_up = None if model is None else weight_lookup(model, subject, style)
         rows = interference(subject, style, look_up, merged)
         text = interference_report(subject, style, rows, merged)
