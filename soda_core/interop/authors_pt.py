@@ -74,7 +74,8 @@ def text_encoder_places(encoder: str, layers: int, width: int) -> Iterator[Place
             yield Place(f"{path}.{name}", width, width)
 
 
-def _parts() -> dict[str, list[Place]]:
+def parts() -> dict[str, list[Place]]:
+    """What stands where in a file: its lists by name, and the layers of each in their order."""
     return {
         "unet": list(unet_places()),
         "text_encoder_one": list(text_encoder_places("clip_l", 12, 768)),
@@ -111,7 +112,7 @@ def read(
     """
     path = Path(path)
     content = _unpickle(path)
-    places = _parts()
+    places = parts()
     if not isinstance(content, dict) or not set(content) & set(places):
         raise FileFormatError(f"{path.name}: {_found(content)}; expected a dict with {list(places)}")
     if unknown := sorted(str(key) for key in set(content) - set(places)):
