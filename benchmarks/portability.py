@@ -113,7 +113,7 @@ def measure(bed: TestBed, bases: Mapping[str, Weights], task: Task, form: str, s
             sizes.append(float(expected.norm()))
             checks[name] = layer.check_base(found)
             again[name] = layer.delta(found)
-            if base != "fp32":
+            if base != "fp32" and sizes[-1]:  # some of the last block's layers change nothing, so nothing trains them
                 rows.append({**common, "base": base, "layer": name, "error": errors[-1] / sizes[-1],
                              "predicted": checks[name].spectral_error})  # fmt: skip
         shown = {which: evaluate.classified(bed, deltas, prompts, 0, SAMPLING_STEPS) for which, deltas in

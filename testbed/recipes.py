@@ -35,7 +35,7 @@ class TrainingRecipe:
 #: for a small model and few steps
 RECIPES = {
     "subject": TrainingRecipe(
-        rotation_lr=8e-2, shift_lr=4.5e-3, lora_lr=2e-3,
+        rotation_lr=4e-2, shift_lr=2.2e-3, lora_lr=2e-3,
         settings={
             "steps": 200, "batch_size": 4, "schedule": "cosine", "loss": "mse",
             "layers": "attention + feed-forward", "factor_preset": "large",
