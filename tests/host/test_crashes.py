@@ -101,7 +101,7 @@ def worker() -> Iterator[Worker]:
 def test_a_killed_run_goes_on_bit_for_bit(worker) -> None:
     """Killed again and again, at steps and between them, it ends as the run that nobody touched."""
     draw = random.Random(7)
-    kills = [draw.randint(1, 3) for _ in range(KILLS or 5)]
+    kills = [draw.randint(1, 3) for _ in range(KILLS or 20)]
     steps = 5 * sum(kills) + 10  # (a killed run may be some steps further than was heard of it, never at its end)
     whole = worker.run("train", prefix="whole", steps=steps, state_minutes=0)[-1]
     assert worker.check()["states"] == []
@@ -129,7 +129,7 @@ def test_whatever_is_killed_leaves_only_whole_files(worker) -> None:
     draw = random.Random(11)
     soda = worker.base / "models" / "soda" / "killed"
     partial = cached = 0
-    for n in range(KILLS or 24):
+    for n in range(KILLS or 50):
         job = ("save", "cache", "merge", "train")[n % 4]
         training = {"prefix": "killed/train", "steps": 1000, "save_every": 1} if job == "train" else {}
         worker.start(job, **training)
