@@ -35,6 +35,8 @@ _ALPHA = 1.0
 
 #: Bytes that names and metadata take in a file: per layer, and once.
 _HEADER = (1000, 50_000)
+#: Aimed at of a given error, so that it holds after rounding and with directions that are found approximately.
+_WITHIN = 0.99
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _ranks(changes: Mapping[str, _Change], settings: LoraSettings) -> dict[str, 
     if not energy:
         raise BaseMismatchError("the adapter changes nothing in this base model; there is nothing to export")
     if settings.by == "error":
-        ranks = ranks_for_error(values, costs, energy, settings.error)
+        ranks = ranks_for_error(values, costs, energy, _WITHIN * settings.error)
     elif settings.by == "rank":
         ranks = ranks_within(values, costs, settings.rank * sum(costs))
     else:

@@ -54,7 +54,7 @@ def check_against_report(family, report, name: str) -> None:
 def test_flux_goes_through_the_stock_loader(host, naming, caplog) -> None:
     """Its fused projections too, which diffusers' names have in parts."""
     pattern = {"layers": "pattern", "layer_pattern": "*attn.qkv, *attn.proj, *_mlp.0, *linear1, *linear2"}
-    family = make_family(host, "flux-d1", decomposition="qr", **pattern)
+    family = make_family(host, "flux-d1", decomposition="qr", rotation_lr=0.1, **pattern)
     assert len(family.adapter.layers) == 8
     report, name = export(host, family, f"t/flux-{naming}", naming=naming, by="error", error=0.3)
     assert 0.1 < report.error <= 0.3 and not report.missing

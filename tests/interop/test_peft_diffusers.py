@@ -74,7 +74,7 @@ def test_trained_with_peft_and_loaded_in_comfyui(host, tmp_path) -> None:
 
 def test_trained_in_comfyui_and_loaded_in_both(host, tmp_path) -> None:
     """A file of the training node, with the base check of what it was trained on."""
-    family = make_family(host, "sd15-min", steps=6)
+    family = make_family(host, "sd15-min", steps=6, rotation_lr=0.1)
     family.adapter.save(tmp_path / "node.safetensors")
     adapter = SodaAdapter.load(tmp_path / "node.safetensors")
     model = a_model("sd15-min")
