@@ -20,6 +20,11 @@ Part = Literal["rotation", "shift"]
 
 #: Automatic rates start here, below whatever anybody trains with: the authors' rates on SDXL are 4 and 5 times these.
 SMALLEST: dict[Part, float] = {"rotation": 1e-4, "shift": 1e-5}
+#: What estimates are multiplied by: a compromise of some eight pairs, picked by the very subject and style (one seed
+#: each) that are quoted here, so read them kindly. With mse, batches of four and cosine 0.84 and 0.94; with dco the
+#: style learns nothing, while twice the rotation's gives it 0.70, but 400 steps of one picture at a constant schedule
+#: then end at 0.35 instead of 0.74.
+COEFFICIENTS: dict[Part, float] = {"rotation": 4.0, "shift": 2.0}
 
 
 def optimizers(
@@ -45,11 +50,16 @@ def optimizers(
         for group, unit in zip(groups, units, strict=False):
             group["scale"] = unit
         adam = StiefelAdam(groups, 1.0 if automatic else settings.rotation_lr, retraction=settings.retraction)
-        found["rotation"] = Prodigy(adam, of_rotations, units, SMALLEST["rotation"]) if automatic else adam
+        found["rotation"] = _estimated("rotation", adam, units) if automatic else adam
     if shifts is not None and of_layer:
         unit = shift_units(layers, shift_sizes).to(shifts)
         adamw = ScaledAdamW([shifts], 1.0 if automatic else settings.shift_lr, [unit])
-        found["shift"] = Prodigy(adamw, of_vectors, [unit], SMALLEST["shift"]) if automatic else adamw
+        found["shift"] = _estimated("shift", adamw, [unit]) if automatic else adamw
     elif shifts is not None:
         found["shift"] = torch.optim.AdamW([shifts], lr=settings.shift_lr)
     return found
+
+
+def _estimated(part: Part, inner: torch.optim.Optimizer, units: Sequence[Tensor]) -> Prodigy:
+    coordinates = of_rotations if part == "rotation" else of_vectors
+    return Prodigy(inner, coordinates, units, SMALLEST[part], COEFFICIENTS[part])

@@ -36,7 +36,7 @@ class Prodigy(torch.optim.Optimizer):
 
     After every step, with the gradient g that it was taken with and where the parameters were before it:
 
-        r ← β r + lr d² ⟨g, x0 - x⟩,   s ← β s + lr d² g,   d ← max(d, r / ‖s‖₁)
+        r ← β r + lr d² ⟨g, x0 - x⟩,   s ← β s + lr d² g,   d ← max(d, c r / ‖s‖₁)
 
     over all parameters together. d rises as long as gradients say that the start lies behind; it never falls. The
     moments of the inner optimiser do not weigh gradients with d, as those of the paper do: they forget sooner than d
@@ -46,6 +46,7 @@ class Prodigy(torch.optim.Optimizer):
         inner: its steps are proportional to its rate and do not depend on the gradient's size.
         units: of each parameter, see :data:`Coordinates`.
         smallest: d at the start.
+        coefficient: c. The paper has 1, whose estimates are careful and rise slowly; its code offers others.
         beta: the root of Adam's second, as in the paper.
     """
 
@@ -55,10 +56,11 @@ class Prodigy(torch.optim.Optimizer):
         coordinates: Coordinates,
         units: Sequence[Tensor],
         smallest: float,
+        coefficient: float = 1.0,
         beta: float = 0.999**0.5,
     ) -> None:
         self.inner, self.coordinates, self.units = inner, coordinates, list(units)
-        self.smallest, self.beta = smallest, beta
+        self.smallest, self.coefficient, self.beta = smallest, coefficient, beta
         super().__init__(inner.param_groups, {})
         self._share()
 
@@ -117,7 +119,7 @@ class Prodigy(torch.optim.Optimizer):
             first["numerator"] -= weight * (gradient * way).sum()
             state["sum"].mul_(self.beta).add_(gradient, alpha=weight)
             size += state["sum"].abs().sum()
-        estimate = torch.where(size > 0, first["numerator"] / size, 0.0)
+        estimate = torch.where(size > 0, self.coefficient * first["numerator"] / size, 0.0)
         first["distance"] = torch.maximum(first["distance"], estimate)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

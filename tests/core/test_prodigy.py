@@ -50,7 +50,7 @@ def by_the_formulas(vectors: bool, start, units, gradients, d: float, lrs) -> tu
             seen.append((unit * g, way))
         r = BETA * r - lr * d * d * sum((g * way).sum() for g, way in seen)
         s = [BETA * s_i + lr * d * d * g for s_i, (g, _) in zip(s, seen, strict=True)]
-        d = max(d, r / sum(np.abs(s_i).sum() for s_i in s))
+        d = max(d, 2 * r / sum(np.abs(s_i).sum() for s_i in s))
         ways.append([p.copy() for p in x])
         distances.append(d)
     return ways, distances
@@ -78,7 +78,7 @@ def test_it_is_what_its_formulas_say(vectors) -> None:
         inner = ScaledAdamW(parameters, 1.0, units)
     else:
         inner = StiefelAdam([{"params": [p], "scale": u} for p, u in zip(parameters, units, strict=True)], 1.0)
-    optimizer = Prodigy(inner, of_vectors if vectors else of_rotations, units, 1e-3)
+    optimizer = Prodigy(inner, of_vectors if vectors else of_rotations, units, 1e-3, coefficient=2.0)
     expected, distances = by_the_formulas(
         vectors, [p.numpy() for p in start], [u.numpy() for u in units],
         [[p.numpy() for p in gs] for gs in gradients], 1e-3, lrs,
@@ -124,7 +124,8 @@ def trained(settings: TrainSettings, size: float = 1.0, width: int = 24, loss: f
     g = torch.Generator().manual_seed(0)
     W = size * torch.randn(30, width, generator=g)
     factors = [random_rotation(k, 0.3, seed=k) for k in settings.rotation_sizes(tuple(W.shape))]
-    target = rotate(W, factors)
+    spectrum = decompose(W, "svd")
+    target = rotate(W + spectrum.delta(0.1 * spectrum.rms * torch.randn(spectrum.rank, generator=g)), factors)
     trainable = TrainableAdapter({"a": tuple(W.shape)}, settings, {"a": decompose(W, settings.decomposition)})
 
     def batch_loss(generator: torch.Generator) -> Losses:
