@@ -56,14 +56,14 @@ def _interference(
     cosine = sizes = size = None
     if base is not None:
         deltas = a.delta(base), b.delta(base)
-        cosine, sizes = _cosine(*deltas), (float(deltas[0].norm()), float(deltas[1].norm()))
+        cosine, sizes = cosine_between(*deltas), (float(deltas[0].norm()), float(deltas[1].norm()))
         size = float(merged.delta(base).norm()) if merged is not None else None
     distance = shift_cosine = None
     if (one := a.single) is not None and (other := b.single) is not None:
         if one.factors and [R.shape for R in one.factors] == [R.shape for R in other.factors]:
             distance = rotation_distance(one, other)
         if one.shift is not None and other.shift is not None and _alike(one, other):
-            shift_cosine = _cosine(one.shift, other.shift)
+            shift_cosine = cosine_between(one.shift, other.shift)
     return Interference(cosine, sizes, distance, shift_cosine, size)
 
 
@@ -72,7 +72,7 @@ def _alike(a: SodaLayer, b: SodaLayer) -> bool:
     return a.decomposition == b.decomposition and a.rank == b.rank
 
 
-def _cosine(x: Tensor, y: Tensor) -> float:
+def cosine_between(x: Tensor, y: Tensor) -> float:
     """0 where either vanishes: nothing to interfere with."""
     x, y = x.flatten(), y.flatten()
     scale = float(x.norm()) * float(y.norm())

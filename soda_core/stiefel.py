@@ -65,10 +65,7 @@ class StiefelAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             stacks: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
             for X in group["params"]:
@@ -100,6 +97,14 @@ class StiefelAdam(torch.optim.Optimizer):
         _unstack(Y, [state["momentum"] for state in states])
         _unstack(P, [state["second_moment"] for state in states])
         _unstack(X, params)
+
+
+def evaluated(closure: Callable[[], float] | None) -> float | None:
+    """The loss of a closure that an optimiser's step was given, with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def stiefel_adam_step(

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.lib.measured import BOTH, Groups
 from benchmarks.lib.results import Row
 from benchmarks.lib.tables import markdown
-from soda_core.interference import Interference
+from soda_core.interference import Interference, cosine_between
 from soda_core.report.merge import overlap
 
 #: What the pack's merge report measures, and what of it may predict a loss.
@@ -29,8 +29,7 @@ def measures(subject: Mapping[str, Tensor], style: Mapping[str, Tensor], merged:
     for name in subject.keys() & style.keys():
         a, b = subject[name].float(), style[name].float()
         sizes = float(a.norm()), float(b.norm())
-        cosine = float((a * b).sum()) / (sizes[0] * sizes[1]) if all(sizes) else 0.0
-        rows[name] = Interference(cosine, sizes, None, None, float(merged[name].float().norm()))
+        rows[name] = Interference(cosine_between(a, b), sizes, None, None, float(merged[name].float().norm()))
     ones = dict.fromkeys(rows, 1.0)
     found = overlap(rows, ones, ones)
     if found is None or not (found.subject and found.style):

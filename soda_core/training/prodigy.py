@@ -9,10 +9,12 @@ start X0 is the skew part of ``X0ᵀX``, which for small angles is its logarithm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..stiefel import evaluated
+from .joined import JoinedOptimizer
 
 #: A parameter's gradient and its way from its start, in units in which a step of the inner optimiser at a rate of 1 has
 #: entries of about 1: ``(parameter, gradient, start, unit) -> (gradient, way)``.
@@ -31,7 +33,7 @@ def of_vectors(x: Tensor, g: Tensor, start: Tensor, unit: Tensor) -> tuple[Tenso
     return unit * g, (x - start) / unit
 
 
-class Prodigy(torch.optim.Optimizer):
+class Prodigy(JoinedOptimizer):
     """Runs an optimiser at a rate of ``lr d``, where d is an estimate of how far the solution is from the start.
 
     After every step, with the gradient g that it was taken with and where the parameters were before it:
@@ -59,14 +61,9 @@ class Prodigy(torch.optim.Optimizer):
         coefficient: float = 1.0,
         beta: float = 0.999**0.5,
     ) -> None:
-        self.inner, self.coordinates, self.units = inner, coordinates, list(units)
+        self.coordinates, self.units = coordinates, list(units)
         self.smallest, self.coefficient, self.beta = smallest, coefficient, beta
-        super().__init__(inner.param_groups, {})
-        self._share()
-
-    def _share(self) -> None:
-        """One state, and one rate, for both."""
-        self.inner.param_groups, self.inner.state = self.param_groups, self.state
+        super().__init__([inner])
 
     @property
     def _parameters(self) -> list[Tensor]:
@@ -80,17 +77,14 @@ class Prodigy(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         parameters, lrs, d = self._parameters, [group["lr"] for group in self.param_groups], self.distance
         for p in parameters:  # all take part in every step
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         before = [p.clone() for p in parameters]
         for group, lr in zip(self.param_groups, lrs, strict=True):
             group["lr"] = lr * d
-        self.inner.step()  # first: torch's own begin their state where there is none
+        super().step()  # first: torch's own begin their state where there is none
         for group, lr in zip(self.param_groups, lrs, strict=True):
             group["lr"] = lr
         self._estimate(before, lrs[0] * d * d)
@@ -121,7 +115,3 @@ class Prodigy(torch.optim.Optimizer):
             size += state["sum"].abs().sum()
         estimate = torch.where(size > 0, self.coefficient * first["numerator"] / size, 0.0)
         first["distance"] = torch.maximum(first["distance"], estimate)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._share()

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ...errors import SettingsError
 from ...stiefel import Retraction, StiefelAdam
 from ...training.adam import ScaledAdamW
+from ...training.joined import JoinedOptimizer
 from ...training.settings import RateUnits, TrainSettings
 from ...training.units import entry_angle, shift_unit
 from .layer import SodaTunerLayer
@@ -62,30 +60,5 @@ def create_optimizer(
     return SodaOptimizer(parts)
 
 
-class SodaOptimizer(torch.optim.Optimizer):
-    """Several optimisers behind one interface, for schedulers and trainers that take one; with one state for all."""
-
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        self.parts = list(parts)
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        groups = iter(self.param_groups)
-        for part in self.parts:
-            part.param_groups = [next(groups) for _ in part.param_groups]
-            part.state = self.state
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self.parts:
-            part.step()
-        return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._share()
+class SodaOptimizer(JoinedOptimizer):
+    """What :func:`create_optimizer` gives."""
